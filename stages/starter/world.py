@@ -1,0 +1,278 @@
+"""The scene world: a deterministic renderer of 32x32 scenes, their captions, and edits with a known result.
+
+A scene has a background colour, one or two *named* objects (shape, colour, quadrant) and a style. No text says
+all of it: the light, each object's size and shade, and the *bystander* (a white or black cross or ring that
+stands in three scenes of four) are seen but never named. Whoever draws the scene anew from its caption loses
+them; only an editor that looks at its source can keep them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+IMAGE_SIZE = 32
+QUADRANT_SIZE = IMAGE_SIZE // 2
+PLACES = ("top left", "top right", "bottom left", "bottom right")
+SHAPES = ("circle", "square", "triangle")
+BYSTANDER_SHAPES = ("cross", "ring")
+STYLES = ("day", "night")
+SIZES = (6, 7)  # radius in pixels
+EDIT_TYPES = ("color", "replace", "background", "remove", "add", "style")
+
+BACKGROUNDS = {
+    "gray": (130, 130, 130),
+    "brown": (125, 80, 40),
+    "teal": (30, 130, 130),
+    "pink": (235, 160, 185),
+    "beige": (225, 205, 160),
+}
+COLORS = {
+    "red": (220, 40, 40),
+    "green": (40, 180, 60),
+    "blue": (40, 60, 220),
+    "yellow": (245, 220, 50),
+    "purple": (140, 40, 180),
+}
+BYSTANDER_COLORS = {"white": (235, 235, 235), "black": (20, 20, 20)}
+OBJECT_COLORS = COLORS | BYSTANDER_COLORS
+STYLE_FACTORS = {"day": (1.0, 1.0, 1.0), "night": (0.45, 0.45, 0.6)}
+MAX_LIGHT = 0.1  # the light adds at most this, of the range, at the image's border
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneObject:
+    """One object; `place` indexes PLACES, `shade` scales its colour."""
+
+    shape: str
+    color: str
+    place: int
+    size: int
+    shade: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.color} {self.shape}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """All that a picture shows. `objects` are named by the caption, the `bystander` never is.
+
+    `light` is the slope (x, y) of a linear light that is zero at the centre, in parts of the range.
+    """
+
+    background: str
+    objects: tuple[SceneObject, ...]
+    bystander: SceneObject | None
+    light: tuple[float, float]
+    style: str = "day"
+
+    @property
+    def all_objects(self) -> tuple[SceneObject, ...]:
+        return self.objects + ((self.bystander,) if self.bystander else ())
+
+    @property
+    def free_places(self) -> list[int]:
+        taken = {scene_object.place for scene_object in self.all_objects}
+        return [place for place in range(len(PLACES)) if place not in taken]
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> Scene:
+        raw = json.loads(text)
+        bystander = raw.pop("bystander")
+        return Scene(
+            background=raw["background"],
+            objects=tuple(SceneObject(**o) for o in raw["objects"]),
+            bystander=SceneObject(**bystander) if bystander else None,
+            light=tuple(raw["light"]),
+            style=raw["style"],
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+    """An instruction on a scene, its reverse, both captions, and the scene that it should give."""
+
+    edit_type: str
+    instruction: str
+    reverse_instruction: str
+    src_caption: str
+    tgt_caption: str
+    source: Scene
+    target: Scene
+    object: str  # what the edit is about: an object's name, or "background", or "style"
+    place: int | None  # the quadrant it happens in; None: everywhere
+
+    def to_json(self) -> str:
+        raw = dataclasses.asdict(self)
+        raw["source"], raw["target"] = self.source.to_json(), self.target.to_json()
+        return json.dumps(raw, sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> Edit:
+        raw = json.loads(text)
+        raw["source"], raw["target"] = Scene.from_json(raw["source"]), Scene.from_json(raw["target"])
+        return Edit(**raw)
+
+
+@functools.lru_cache(maxsize=None)
+def object_mask(shape: str, size: int, place: int) -> np.ndarray:
+    """The share of each pixel that the object covers, float64 `[32, 32]`, by 8x8 samples a pixel."""
+    samples = 8
+    grid = (np.arange(IMAGE_SIZE * samples) + 0.5) / samples
+    row, column = divmod(place, 2)
+    y = grid[:, None] - (row + 0.5) * QUADRANT_SIZE
+    x = grid[None, :] - (column + 0.5) * QUADRANT_SIZE
+    radius = np.hypot(x, y)
+    if shape == "circle":
+        inside = radius <= size
+    elif shape == "square":
+        inside = np.maximum(np.abs(x), np.abs(y)) <= size * 0.86
+    elif shape == "triangle":
+        inside = (y <= size * 0.86) & (2 * np.abs(x) <= (y + size) * 1.1)
+    elif shape == "cross":
+        inside = (np.maximum(np.abs(x), np.abs(y)) <= size * 0.9) & (np.minimum(np.abs(x), np.abs(y)) <= size * 0.3)
+    elif shape == "ring":
+        inside = (radius <= size * 0.9) & (radius >= size * 0.5)
+    else:
+        raise ValueError(f"no such shape: {shape}")
+    return inside.reshape(IMAGE_SIZE, samples, IMAGE_SIZE, samples).mean(axis=(1, 3))
+
+
+def light_ramp(light: tuple[float, float]) -> np.ndarray:
+    """The light of every pixel, `[32, 32]`, in parts of the range, zero on average."""
+    axis = (np.arange(IMAGE_SIZE) + 0.5) / IMAGE_SIZE * 2 - 1
+    return light[0] * axis[None, :] + light[1] * axis[:, None]
+
+
+def render_float(scene: Scene) -> np.ndarray:
+    """The picture as float64 `[32, 32, 3]` in [0, 1]."""
+    image = np.broadcast_to(np.array(BACKGROUNDS[scene.background]) / 255, (IMAGE_SIZE, IMAGE_SIZE, 3)).copy()
+    for scene_object in scene.all_objects:
+        color = np.array(OBJECT_COLORS[scene_object.color]) / 255 * scene_object.shade
+        mask = object_mask(scene_object.shape, scene_object.size, scene_object.place)[..., None]
+        image = image * (1 - mask) + color * mask
+    image += light_ramp(scene.light)[..., None]
+    return np.clip(image * np.array(STYLE_FACTORS[scene.style]), 0, 1)
+
+
+def render(scene: Scene) -> np.ndarray:
+    """The picture as uint8 `[32, 32, 3]`."""
+    return np.round(render_float(scene) * 255).astype(np.uint8)
+
+
+def caption(scene: Scene) -> str:
+    """What the caption names: named objects in reading order, background, and night where it is night."""
+    named = sorted(scene.objects, key=lambda o: o.place)
+    objects = " and ".join(f"{o.name} {PLACES[o.place]}" for o in named)
+    return f"{objects} on {scene.background} background" + (" at night" if scene.style == "night" else "")
+
+
+def _pick(generator: np.random.Generator, options: Sequence):
+    return options[int(generator.integers(len(options)))]
+
+
+def sample_object(generator: np.random.Generator, place: int, taken: Sequence[SceneObject] = ()) -> SceneObject:
+    """A named object for a quadrant, unlike those `taken` in shape or colour."""
+    names = {o.name for o in taken}
+    free = [(shape, color) for shape in SHAPES for color in COLORS if f"{color} {shape}" not in names]
+    shape, color = _pick(generator, free)
+    return SceneObject(shape, color, place, _pick(generator, SIZES), float(generator.uniform(0.9, 1.05)))
+
+
+def sample_light(generator: np.random.Generator) -> tuple[float, float]:
+    angle, strength = generator.uniform(0, 2 * np.pi), generator.uniform(0, MAX_LIGHT)
+    scale = strength / (abs(np.cos(angle)) + abs(np.sin(angle)))
+    return float(scale * np.cos(angle)), float(scale * np.sin(angle))
+
+
+def sample_bystander(generator: np.random.Generator, free_places: Sequence[int]) -> SceneObject | None:
+    """An object that no caption names, in three scenes of four."""
+    present = generator.random() < 0.75
+    place = _pick(generator, free_places)
+    shape, color = _pick(generator, BYSTANDER_SHAPES), _pick(generator, tuple(BYSTANDER_COLORS))
+    size, shade = _pick(generator, SIZES), float(generator.uniform(0.9, 1.05))
+    return SceneObject(shape, color, place, size, shade) if present else None
+
+
+def sample_scene(generator: np.random.Generator, num_objects: int | None = None) -> Scene:
+    """A scene with `num_objects` named objects (one or two where it is not given)."""
+    num_objects = num_objects or int(generator.integers(1, 3))
+    places = [int(p) for p in generator.permutation(len(PLACES))]
+    objects: list[SceneObject] = []
+    for place in places[:num_objects]:
+        objects.append(sample_object(generator, place, objects))
+    return Scene(
+        background=_pick(generator, tuple(BACKGROUNDS)),
+        objects=tuple(objects),
+        bystander=sample_bystander(generator, places[num_objects:]),
+        light=sample_light(generator),
+        style="night" if generator.random() < 0.25 else "day",
+    )
+
+
+def possible_edit_types(scene: Scene) -> tuple[str, ...]:
+    """The edits that a scene admits: one object can be added, of two one can go."""
+    return tuple(
+        edit_type
+        for edit_type in EDIT_TYPES
+        if not (edit_type == "add" and len(scene.objects) > 1) and not (edit_type == "remove" and len(scene.objects) < 2)
+    )
+
+
+def sample_edit(
+    scene: Scene, generator: np.random.Generator, edit_types: Sequence[str] = EDIT_TYPES
+) -> Edit:
+    """An edit of one of `edit_types` that the scene admits; what is not named by it stays as it is."""
+    edit_type = _pick(generator, [t for t in possible_edit_types(scene) if t in edit_types])
+    objects = list(scene.objects)
+    index = int(generator.integers(len(objects)))
+    chosen, others = objects[index], objects[:index] + objects[index + 1 :]
+    subject, place = chosen.name, chosen.place
+    if edit_type in ("color", "replace"):
+        field, options = ("color", tuple(COLORS)) if edit_type == "color" else ("shape", SHAPES)
+        free = [
+            new
+            for new in (dataclasses.replace(chosen, **{field: option}) for option in options)
+            if new.name not in {o.name for o in objects}
+        ]
+        new = _pick(generator, free)
+        target = dataclasses.replace(scene, objects=tuple([*objects[:index], new, *objects[index + 1 :]]))
+        if edit_type == "color":
+            instruction = f"make the {chosen.name} {new.color}"
+            reverse = f"make the {new.name} {chosen.color}"
+        else:
+            instruction = f"replace the {chosen.name} with a {new.name}"
+            reverse = f"replace the {new.name} with a {chosen.name}"
+    elif edit_type == "background":
+        new_background = _pick(generator, [b for b in BACKGROUNDS if b != scene.background])
+        target = dataclasses.replace(scene, background=new_background)
+        instruction = f"make the background {new_background}"
+        reverse = f"make the background {scene.background}"
+        subject, place = "background", None
+    elif edit_type == "remove":
+        target = dataclasses.replace(scene, objects=tuple(others))
+        instruction = f"remove the {chosen.name}"
+        reverse = f"add a {chosen.name} {PLACES[chosen.place]}"
+    elif edit_type == "add":
+        new = sample_object(generator, _pick(generator, scene.free_places), objects)
+        target = dataclasses.replace(scene, objects=(*objects, new))
+        instruction = f"add a {new.name} {PLACES[new.place]}"
+        reverse = f"remove the {new.name}"
+        subject, place = new.name, new.place
+    else:
+        new_style = "day" if scene.style == "night" else "night"
+        target = dataclasses.replace(scene, style=new_style)
+        instruction, reverse = f"turn it into a {new_style} scene", f"turn it into a {scene.style} scene"
+        subject, place = "style", None
+    return Edit(
+        edit_type, instruction, reverse, caption(scene), caption(target), scene, target, subject, place
+    )
