@@ -1,0 +1,29 @@
+# make run    sets everything up and runs the main job (at most a quarter of an hour on two cores)
+# make test   sets everything up and passes the tests
+# EXTRA=gpu   takes vLLM's GPU build instead of its CPU build
+EXTRA ?= cpu
+PROFILE ?= starter
+ROOT ?= runs
+ARGS ?=
+PYTHON := .venv/bin/python
+
+.PHONY: setup run test lint bench clean
+
+setup:
+	@EXTRA=$(EXTRA) bash cluster/setup.sh
+
+run: setup
+	$(PYTHON) pipelines/full.py --profile $(PROFILE) --root $(ROOT) $(ARGS)
+
+test: setup
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m pytest
+
+lint: setup
+	$(PYTHON) -m ruff check .
+
+bench: setup
+	$(PYTHON) benchmarks/train_overhead.py
+
+clean:
+	rm -rf .venv runs
