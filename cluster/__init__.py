@@ -1,0 +1,3 @@
+"""Where and how a pipeline runs: stages, fingerprints, artifacts, leases, plans and runs. Knows nothing of
+images.
+"""

@@ -1,0 +1,284 @@
+"""The process that holds a vLLM engine. Imported in the actor alone; vLLM itself only when the engine is
+built.
+"""
+
+import asyncio
+import io
+import logging
+import os
+import queue
+import sys
+import threading
+import time
+import traceback
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from cluster import record
+from cluster.chat import ChatReply, ChatRequest, one_line
+from cluster.folder import Folder
+
+_MAX_IMAGE_BYTES = 256 << 20
+_IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
+_WATCH_SECONDS = 30.0
+_ABANDONED_SECONDS = 60.0
+
+
+class EngineActor:
+    """An engine behind an asynchronous Ray actor.
+
+    One thread builds the engine and steps it, taking in new requests between two steps; another renders
+    prompts and pictures. On a machine without a GPU the engine's core lives in this process, which halves the
+    start and the memory (vLLM's own AsyncLLM starts a second process and its workers there, each with all
+    imports). With a GPU the core is a process of its own, as vLLM has it.
+
+    If the engine fails, the process ends and Ray starts it anew; callers send again what was on its way.
+    """
+
+    def __init__(self, settings: Any, log: str, root: str, run_id: str):
+        import ray
+
+        self.settings, self._root, self._run_id = settings, Folder(root), run_id
+        _redirect_output(log)
+        self._handle = ray.get_runtime_context().current_actor
+        self._arrivals: queue.SimpleQueue[tuple[str, Any, Any, Future]] = queue.SimpleQueue()
+        self._flying: dict[str, Future] = {}
+        self._num_requests = 0
+        self._num_open = 0
+        self._last_used = time.monotonic()
+        self._ready: Future[dict[str, Any]] = Future()
+        self._renderer_pool = ThreadPoolExecutor(1, thread_name_prefix="render")
+        threading.Thread(target=self._main, name="engine", daemon=True).start()
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+
+    async def placed(self) -> int:
+        """Answers as soon as the process runs, while the engine still loads."""
+        return os.getpid()
+
+    async def ready(self) -> dict[str, Any]:
+        """Waits for the engine: {device, seconds, pid}. Raises RuntimeError with the cause if it can't be
+        built.
+        """
+        return await asyncio.wrap_future(self._ready)
+
+    async def retire(self, idle_seconds: float) -> bool:
+        """Ends the process for good if nothing was asked of it for so long; says whether it does."""
+        if self._num_open or time.monotonic() - self._last_used < idle_seconds:
+            return False
+        import ray
+
+        threading.Timer(0.2, ray.kill, (self._handle,)).start()
+        return True
+
+    async def generate(self, request: ChatRequest) -> ChatReply:
+        """Answers one request; a fault of the request itself comes back as the reply's `error`."""
+        self._num_open += 1
+        try:
+            loop = asyncio.get_running_loop()
+            try:
+                prompt, params = await loop.run_in_executor(self._renderer_pool, self._render, request)
+            except _BadRequest as error:
+                return ChatReply(request.key, error=str(error))
+            self._num_requests += 1
+            done: Future = Future()
+            self._arrivals.put((str(self._num_requests), prompt, params, done))
+            try:
+                output = await asyncio.wrap_future(done)
+            except Exception as error:
+                return ChatReply(request.key, error=f"request: {one_line(error)}")
+            return _reply(request, output)
+        finally:
+            self._num_open -= 1
+            self._last_used = time.monotonic()
+
+    def _render(self, request: ChatRequest) -> tuple[Any, Any]:
+        from vllm.renderers.params import ChatParams
+
+        messages = [self._message(message) for message in request.messages]
+        try:
+            chat = ChatParams(
+                chat_template_kwargs={"add_generation_prompt": True, "continue_final_message": False}
+            )
+            _, (prompt,) = self._engine.renderer.render_chat([messages], chat)
+            return prompt, self._sampling(request)
+        except Exception as error:  # whatever vLLM says of one request must not reach another
+            raise _BadRequest(f"request: {one_line(error)}") from error
+
+    def _message(self, message: dict[str, Any]) -> dict[str, Any]:
+        content = message["content"]
+        if isinstance(content, str):
+            return {"role": message["role"], "content": self._plain(content)}
+        parts = []
+        for part in content:
+            if part["type"] == "image":
+                parts.append(
+                    {"type": "image_pil", "image_pil": _decode(part["image"], self.settings.max_image_pixels)}
+                )
+            else:
+                parts.append({"type": "text", "text": self._plain(part["text"])})
+        return {"role": message["role"], "content": parts}
+
+    def _plain(self, text: str) -> str:
+        # A picture's caption may spell a control token; it must stay text.
+        for token in self._special_tokens:
+            text = text.replace(token, "")
+        return text
+
+    def _sampling(self, request: ChatRequest) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+        sampled = request.temperature > 0 and request.seed is not None
+        values: dict[str, Any] = {"temperature": request.temperature}
+        if sampled and self._on_cpu:
+            from cluster.vllm_noise import seeded_params
+
+            values = {"temperature": 0.0, "extra_args": seeded_params(request.seed, request.temperature)}
+        elif sampled:
+            values["seed"] = request.seed
+        if request.schema is not None:
+            values["structured_outputs"] = StructuredOutputsParams(json=request.schema)
+        return SamplingParams(
+            max_tokens=request.max_tokens,
+            logprobs=request.logprobs,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            **values,
+        )
+
+    def _main(self) -> None:
+        """Builds the engine and steps it for ever."""
+        start = time.monotonic()
+        try:
+            self._build()
+        except BaseException as error:
+            traceback.print_exc()
+            self._ready.set_exception(RuntimeError(one_line(error, 600)))
+            return
+        device = "cpu" if self._on_cpu else "gpu"
+        self._ready.set_result({"device": device, "seconds": time.monotonic() - start, "pid": os.getpid()})
+        try:
+            while True:
+                self._take_in()
+                for output in self._engine.step():
+                    if output.finished:
+                        self._flying.pop(output.request_id).set_result(output)
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+
+    def _take_in(self) -> None:
+        """Gives new requests to the engine; waits for one if it has nothing to do."""
+        from vllm.exceptions import VLLMClientError
+
+        while not self._arrivals.empty() or not self._flying:
+            name, prompt, params, done = self._arrivals.get()
+            try:
+                self._engine.add_request(name, prompt, params)
+                self._flying[name] = done
+            except (ValueError, VLLMClientError) as error:
+                done.set_exception(error)
+
+    def _build(self) -> None:
+        settings = self.settings
+        model = settings.resolved_model()
+        os.environ.update(VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        if Path(model).is_dir():
+            os.environ["HF_HUB_OFFLINE"] = "1"
+        # Settings of the CPU engine are read at import, before it is known whether there is a GPU; elsewhere
+        # unused.
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.cpu_kv_cache_gib))
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        from vllm.platforms import current_platform
+
+        self._on_cpu = current_platform.is_cpu()
+        values: dict[str, Any] = {}
+        if self._on_cpu:
+            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+            _register_in_process(model)
+            from cluster.vllm_noise import SeededNoise
+
+            values = {"enforce_eager": True, "async_scheduling": False, "logits_processors": [SeededNoise]}
+            # It warns at every step that the threads stay as they are.
+            worker_log = logging.getLogger("vllm.v1.worker.cpu_worker")
+            worker_log.addFilter(lambda line: "set_num_threads" not in str(line.msg))
+        else:
+            values = {"gpu_memory_utilization": settings.gpu_memory_utilization}
+        from vllm import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        self._engine = LLMEngine.from_engine_args(EngineArgs(
+            model=model, load_format="safetensors", trust_remote_code=False, seed=settings.seed,
+            dtype="float32" if self._on_cpu and settings.dtype == "auto" else settings.dtype,
+            max_model_len=settings.max_model_len, max_num_seqs=settings.max_num_seqs,
+            tensor_parallel_size=settings.tensor_parallel_size, generation_config="vllm",
+            limit_mm_per_prompt={"image": settings.limit_images, "video": 0}, mm_processor_cache_gb=0,
+            structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
+            disable_log_stats=True, **values,
+        ))  # fmt: skip
+        tokenizer = self._engine.renderer.get_tokenizer()
+        self._special_tokens = sorted(set(tokenizer.all_special_tokens), key=len, reverse=True)
+
+    def _watch(self) -> None:
+        """Ends the process when the run's driver is gone: nobody else would."""
+        while True:
+            time.sleep(_WATCH_SECONDS)
+            try:
+                run = record.read_run(self._root, self._run_id)
+                if run and (run.is_abandoned() or run.status != "running"):
+                    self._handle.retire.remote(_ABANDONED_SECONDS)
+            except OSError:
+                continue
+
+
+class _BadRequest(Exception):
+    pass
+
+
+def _decode(data: bytes, max_pixels: int) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        if len(data) > _MAX_IMAGE_BYTES:
+            raise ValueError(f"{len(data)} bytes are over {_MAX_IMAGE_BYTES}")
+        with Image.open(io.BytesIO(data), formats=_IMAGE_FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                raise ValueError(f"{image.width}x{image.height} pixels are over {max_pixels}")
+            return image.convert("RGB")
+    except UnidentifiedImageError:
+        raise _BadRequest(f"image: not a picture in {', '.join(_IMAGE_FORMATS)}") from None
+    except Exception as error:  # decoders raise about anything at broken files
+        raise _BadRequest(f"image: {one_line(error)}") from error
+
+
+def _reply(request: ChatRequest, output: Any) -> ChatReply:
+    completion = output.outputs[0]
+    logprobs = None
+    if request.logprobs is not None and completion.logprobs:
+        logprobs = {}
+        for item in completion.logprobs[0].values():  # parts of a character may share a text: the likeliest counts
+            logprobs[item.decoded_token] = max(item.logprob, logprobs.get(item.decoded_token, item.logprob))
+    return ChatReply(
+        request.key, completion.text, completion.finish_reason or "", len(output.prompt_token_ids or ()),
+        len(completion.token_ids), logprobs,
+    )  # fmt: skip
+
+
+def _register_in_process(model: str) -> None:
+    """Registers the model's class itself, which spares vLLM a subprocess with all imports to look at it."""
+    from transformers import AutoConfig
+    from vllm import ModelRegistry
+
+    for name in AutoConfig.from_pretrained(model).architectures or ():
+        if name in ModelRegistry.models and (cls := ModelRegistry.models[name].load_model_cls()):
+            ModelRegistry.register_model(name, cls)
+
+
+def _redirect_output(path: str) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)

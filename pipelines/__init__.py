@@ -1,0 +1,1 @@
+"""What runs: the pipelines, their profiles and their command line."""

@@ -1,0 +1,165 @@
+"""The command line of every pipeline: flags, exit codes, and what is printed."""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster import record
+from cluster.config import apply_settings, build_configs, find_profile, read_profile
+from cluster.dag import Stage, ordered
+from cluster.errors import RequestError, UserError
+from cluster.folder import Folder
+from cluster.plan import MissingInputs, Planned, Selection, make_plan
+from cluster.run import Run, RunSettings
+from pipelines.show import Live, final_table, plan_table, results_table, table
+
+PROFILES = Path(__file__).resolve().parent / "profiles"
+OK, FAILED, WRONG_REQUEST, STOPPED = 0, 1, 2, 130
+
+
+def main(
+    stages: Sequence[Stage],
+    argv: Sequence[str] | None = None,
+    *,
+    profiles: Path = PROFILES,
+    tracked: bool = True,
+    settings: RunSettings = RunSettings(),
+) -> int:
+    """Runs a pipeline as its command line says. Returns the exit code.
+
+    0: done; 1: a stage failed; 2: the request was wrong; 130: stopped by Ctrl-C or SIGTERM. `tracked=False`
+    leaves MLflow out.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        if arguments.list:
+            print(_list(ordered(stages)))
+            return OK
+        return _run(stages, arguments, profiles, tracked, settings)
+    except MissingInputs as error:
+        print(f"{error} This makes them:\n  {_command(arguments, error.missing)}", file=sys.stderr)
+        return WRONG_REQUEST
+    except RequestError as error:
+        print(error, file=sys.stderr)
+        return WRONG_REQUEST
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        return STOPPED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="Runs the stages that aren't done yet.")
+    parser.add_argument("--profile", help="a YAML file, or a name in pipelines/profiles/")
+    parser.add_argument(
+        "--root", default="./runs", help="where everything is kept: a path or an fsspec URL (%(default)s)"
+    )
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="STAGE.FIELD=VALUE", dest="settings"
+    )
+    parser.add_argument("--only", type=_names, default=(), metavar="STAGE,...", help="run just these")
+    parser.add_argument(
+        "--from", metavar="STAGE", dest="start", help="run this one and all that follow, anew"
+    )
+    parser.add_argument("--force", type=_names, default=(), metavar="STAGE,...", help="run these anew")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and why")
+    parser.add_argument("--list", action="store_true", help="list the stages")
+    return parser
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _run(
+    stages: Sequence[Stage],
+    arguments: argparse.Namespace,
+    profiles: Path,
+    tracked: bool,
+    settings: RunSettings,
+) -> int:
+    if not arguments.profile:
+        known = ", ".join(sorted(file.stem for file in profiles.glob("*.yaml")))
+        raise RequestError(f"Which profile? Give --profile with one of: {known}; or the path of a YAML file.")
+    values = apply_settings(read_profile(find_profile(arguments.profile, profiles)), arguments.settings)
+    configs = build_configs({stage.name: stage.config for stage in ordered(stages)}, values)
+    root = Folder(arguments.root)
+    plan = make_plan(stages, configs, root, Selection(arguments.only, arguments.start, arguments.force))
+    print(plan_table(plan), flush=True)
+    if arguments.dry_run:
+        return OK
+    request = {
+        "set": list(arguments.settings),
+        "only": list(arguments.only),
+        "from": arguments.start,
+        "force": list(arguments.force),
+    }
+    live = Live(root, sys.stdout)
+    run = Run(
+        plan,
+        root,
+        profile=arguments.profile,
+        request=request,
+        settings=settings,
+        tracking=_start_tracking if tracked else None,
+        watch=live,
+    )
+    verb = "Going on with" if run.journal.resumed else "Starting"
+    print(f"\n{verb} run {run.journal.run.run_id} in {root.url}", flush=True)
+    summary = run.execute()
+    live(run.journal.run)
+    _print_end(plan, summary, root, run)
+    return {"ok": OK, "cancelled": STOPPED}.get(run.journal.run.status, FAILED)
+
+
+def _print_end(plan: Sequence[Planned], summary: dict[str, Any], root: Folder, run: Run) -> None:
+    print(f"\n{final_table(summary)}")
+    if summary["results"]:
+        print(f"\n{results_table(summary['results'])}")
+    needed = {need for planned in plan for need in planned.stage.needs}
+    print()
+    for planned in plan:
+        if planned.stage.name not in needed and planned.stage.name in run.artifacts:
+            print(f"{planned.stage.name}: {run.artifacts[planned.stage.name].folder.url}")
+    print(f"summary: {record.run_folder(root, run.journal.run.run_id).path('summary.json')}")
+    if run.journal.run.tracking_uri:
+        from cluster.tracking import open_command
+
+        print(f"MLflow: {open_command(root)}")
+    print(f"{summary['status']} in {summary['seconds']:.1f} s", flush=True)
+
+
+def _start_tracking(*arguments: Any) -> Any:
+    from cluster.tracking import (
+        start_run,  # MLflow takes seconds to import: only a run that does something pays
+    )
+
+    return start_run(*arguments)
+
+
+def _list(stages: Sequence[Stage]) -> str:
+    rows = [("stage", "version", "needs", "resources")]
+    for stage in stages:
+        resources = f"{stage.resources.cpus:g} CPU"
+        if stage.resources.gpus:
+            resources += f", {stage.resources.gpus:g} GPU"
+        if stage.resources.label:
+            resources += f", {stage.resources.label}"
+        rows.append((stage.name, stage.version, ", ".join(stage.needs) or "-", resources))
+    return table(rows)
+
+
+def _command(arguments: argparse.Namespace, missing: Sequence[str]) -> str:
+    """The command that makes the missing inputs."""
+    script = os.path.relpath(sys.argv[0]) if os.path.exists(sys.argv[0]) else sys.argv[0]
+    parts = ["python", script, "--profile", arguments.profile]
+    if arguments.root != "./runs":
+        parts += ["--root", arguments.root]
+    for setting in arguments.settings:
+        parts += ["--set", setting]
+    return shlex.join([*parts, "--only", ",".join(missing)])

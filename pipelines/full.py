@@ -1,0 +1,62 @@
+"""The whole job: images -> edit tuples -> latents -> an editor trained without pairs -> benchmark -> report.
+
+Read this file first: every stage of the project is named here, with what it needs and where it runs.
+
+    python pipelines/full.py --profile starter
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python pipelines/full.py` sees only pipelines/
+
+from cluster.dag import Resources, Stage  # noqa: E402
+from pipelines.cli import main  # noqa: E402
+from stages.caption.stage import CaptionConfig, caption_images, caption_sources  # noqa: E402
+from stages.edit.stage import EditConfig, edit_images, edit_sources  # noqa: E402
+from stages.encode.stage import EncodeConfig, encode_pairs, encode_sources, encode_tuples  # noqa: E402
+from stages.evaluate.stage import EvaluateConfig, evaluate_edits, evaluate_sources  # noqa: E402
+from stages.ingest.stage import IngestConfig, ingest_images, ingest_sources  # noqa: E402
+from stages.report.stage import ReportConfig, write_report  # noqa: E402
+from stages.starter.stages import (  # noqa: E402
+    BenchmarkConfig,
+    PairsConfig,
+    ScenesConfig,
+    ValidationConfig,
+    make_benchmark,
+    make_pairs,
+    make_scenes,
+)
+from stages.train.stage import TrainByGConfig, TrainSFTConfig, train, train_sources  # noqa: E402
+
+# these only coordinate: the actors that they start ask for CPUs, GPUs and labels
+COORDINATE = Resources(cpus=0)
+VLLM = Resources(cpus=0, label="vllm")
+TRAIN = Resources(cpus=0, label="train")
+EDIT_NEEDS = ("benchmark", "validation", "train_byg", "train_sft")
+REPORT_NEEDS = ("evaluate", "edit", "benchmark", "train_byg", "train_sft", "caption", "ingest")
+
+STAGES = (
+    # training data: pictures alone
+    Stage("scenes", "1", make_scenes, ScenesConfig),
+    Stage("ingest", "1", ingest_images, IngestConfig, ("scenes",), COORDINATE, ingest_sources),
+    Stage("caption", "1", caption_images, CaptionConfig, ("ingest",), VLLM, caption_sources),
+    Stage("encode", "1", encode_tuples, EncodeConfig, ("ingest", "caption"), COORDINATE, encode_sources),
+    # held-out pictures with the edits asked of them; the oracle alone reads their truth
+    Stage("benchmark", "1", make_benchmark, BenchmarkConfig),
+    Stage("validation", "1", make_benchmark, ValidationConfig),
+    # the editor, and the bound that true pairs would give
+    Stage("train_byg", "1", train, TrainByGConfig, ("encode", "validation"), TRAIN, train_sources),
+    Stage("pairs", "1", make_pairs, PairsConfig),
+    Stage("encode_pairs", "1", encode_pairs, EncodeConfig, ("pairs",), COORDINATE, encode_sources),
+    Stage("train_sft", "1", train, TrainSFTConfig, ("encode_pairs", "validation"), TRAIN, train_sources),
+    # every method on the benchmark, judged and measured
+    Stage("edit", "1", edit_images, EditConfig, EDIT_NEEDS, COORDINATE, edit_sources),
+    Stage("evaluate", "1", evaluate_edits, EvaluateConfig, ("edit", "benchmark"), VLLM, evaluate_sources),
+    Stage("report", "1", write_report, ReportConfig, REPORT_NEEDS),
+)
+
+if __name__ == "__main__":
+    raise SystemExit(main(STAGES))

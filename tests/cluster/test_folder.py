@@ -1,0 +1,97 @@
+import os
+import pickle
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from cluster.folder import Folder
+
+
+def test_reads_what_it_wrote(folder: Folder):
+    table = pa.table({"a": [1, 2], "b": ["x", "y"]})
+    folder.write_table("shards/one.parquet", table)
+    folder.write_json("value.json", {"b": 1, "a": [None, "é"]})
+    folder.write_text("text.txt", "café")
+    assert folder.read_table("shards/one.parquet") == table
+    assert folder.read_table("shards/one.parquet", columns=["b"]).column_names == ["b"]
+    assert folder.read_json("value.json") == {"a": [None, "é"], "b": 1}
+    assert folder.read_text("text.txt") == "café"
+    assert folder.exists("text.txt") and not folder.exists("other.txt")
+    with pytest.raises(FileNotFoundError):
+        folder.read_bytes("other.txt")
+
+
+def test_writing_again_replaces(folder: Folder):
+    folder.write_text("a", "long content")
+    folder.write_text("a", "short")
+    assert folder.read_text("a") == "short"
+    assert folder.sizes() == {"a": 5}
+
+
+def test_lists_relative_names_without_temporary_and_hidden_ones(folder: Folder):
+    for name in ("b.parquet", "a.parquet", "deep/er/c.parquet", "d.json", ".lease.json", ".tmp-12-a.parquet"):
+        folder.write_text(name, "x")
+    assert folder.list(".parquet") == ["a.parquet", "b.parquet"]
+    assert folder.list(".parquet", recursive=True) == ["a.parquet", "b.parquet", "deep/er/c.parquet"]
+    assert list(folder.sizes()) == ["a.parquet", "b.parquet", "d.json", "deep/er/c.parquet"]
+    assert folder.subfolders() == ["deep"]
+    assert ".lease.json" in folder.sizes(hidden=True)
+
+
+def test_a_folder_that_is_not_there_is_empty(folder: Folder):
+    assert folder.list() == [] and folder.subfolders() == [] and folder.sizes() == {}
+    folder.remove("nothing")
+    folder.clear()
+
+
+def test_clear_leaves_only_the_lease(folder: Folder):
+    for name in ("a", "deep/b", ".attempt.json", ".lease.json"):
+        folder.write_text(name, "x")
+    folder.clear()
+    assert list(folder.sizes(hidden=True)) == [".lease.json"]
+
+
+def test_directories_go_in_and_come_out(folder: Folder, tmp_path: Path):
+    source = tmp_path / "source"
+    (source / "sub").mkdir(parents=True)
+    (source / "config.json").write_text("{}")
+    (source / "sub" / "weights.bin").write_bytes(os.urandom(3_000_000))
+    folder.put_dir(source, "model")
+    assert folder.list(recursive=True) == ["model/config.json", "model/sub/weights.bin"]
+    local = folder.local("model")
+    assert (local / "sub" / "weights.bin").read_bytes() == (source / "sub" / "weights.bin").read_bytes()
+    assert (
+        folder.sha256("model/config.json")
+        == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+    )
+    folder.put_file(source / "config.json", "again.json")
+    assert folder.read_text("again.json") == "{}"
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = Folder(tmp_path)
+    folder.write_text("a", "old")
+
+    def broken(source, target):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", broken)
+    with pytest.raises(OSError, match="disk full"):
+        folder.write_text("a", "new")
+    assert os.listdir(tmp_path) == ["a"] and folder.read_text("a") == "old"
+
+
+def test_equal_tables_give_equal_bytes(tmp_path: Path):
+    folder = Folder(tmp_path)
+    for name in ("one", "two"):
+        folder.write_table(name, pa.table({"a": list(range(1000))}))
+    assert folder.sha256("one") == folder.sha256("two")
+
+
+def test_travels_and_knows_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert Folder("runs").url == str(tmp_path / "runs") == Folder(f"file://{tmp_path}/runs").url
+    folder = pickle.loads(pickle.dumps(Folder("memory://a/b/")))
+    assert folder == Folder("memory://a/b") and folder.path("c") == "memory://a/b/c"
+    assert folder.sub("x").url == "memory://a/b/x"

@@ -1,0 +1,203 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster import record
+from cluster.dag import Stage
+from cluster.folder import Folder
+from cluster.lease import this_process
+from cluster.record import Progress, RunRecord, StageRecord
+from pipelines import cli, status
+from tests.cluster.test_plan import make_all, plan_for
+from tests.cluster.toys import STAGES
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a folder of profiles; nothing is written outside of it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    profiles = tmp_path / "profiles"
+    profiles.mkdir()
+    (profiles / "starter.yaml").write_text("_about: a small one\nnumbers: {count: 20}\n")
+    (profiles / "wrong.yaml").write_text("numbers: {cont: 20}\n")
+    return tmp_path
+
+
+def call(*arguments: str) -> int:
+    return cli.main(STAGES, arguments, profiles=Path("profiles"), tracked=False)
+
+
+def test_list_names_the_stages_with_their_needs(capsys):
+    assert call("--list") == 0
+    assert "squares  1        numbers         1 CPU" in capsys.readouterr().out
+
+
+def test_dry_run_says_what_and_why_and_touches_nothing(place, capsys):
+    make_all(Folder("runs"), plan_for(Folder("runs"), numbers={"count": 20}))
+    files = sorted(str(path) for path in (place / "runs").rglob("*"))
+    assert call("--profile", "starter", "--dry-run") == 0
+    assert capsys.readouterr().out.count("cached") == 4
+    assert call("--profile", "starter", "--set", "squares.power=3", "squares.trouble=kill", "--dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3].startswith("squares  run ") and lines[3].endswith("squares.power: 2 -> 3")
+    assert lines[5].startswith("total    run ") and lines[5].endswith("its input squares changed")
+    assert sorted(str(path) for path in (place / "runs").rglob("*")) == files
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "Which profile? Give --profile with one of: starter, wrong"),
+        (("--profile", "startr"), "did you mean 'starter'"),
+        (("--profile", "absent.yaml"), "no profile file 'absent.yaml'"),
+        (("--profile", "wrong"), "There is no field numbers.cont; did you mean 'count'?"),
+        (
+            ("--profile", "starter", "--set", "number.count=3"),
+            "There is no stage 'number'; did you mean 'numbers'?",
+        ),
+        (
+            ("--profile", "starter", "--set", "numbers.count=many"),
+            "numbers.count = 'many': input should be a valid",
+        ),
+        (("--profile", "starter", "--set", "numbers.count"), "write it as stage.field=value"),
+        (("--profile", "starter", "--only", "totl"), "There is no stage 'totl'; did you mean 'total'?"),
+        (("--profile", "starter", "--only", "total", "--from", "total"), "can't be given together"),
+        (("--profile", "starter", "--set", "numbers.folder=/absent"), "There is no file or folder /absent"),
+    ],
+)
+def test_wrong_requests_get_code_2_and_nothing_is_started(arguments, message, place, capsys):
+    assert call(*arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.out == ""
+    assert not (place / "runs").exists()
+
+
+def test_an_unknown_flag_gets_code_2():
+    with pytest.raises(SystemExit) as caught:
+        call("--profil", "starter")
+    assert caught.value.code == 2
+
+
+def test_only_without_its_inputs_names_the_command_that_makes_them(capsys):
+    assert call("--profile", "starter", "--set", "squares.power=3", "--only", "total") == 2
+    error = capsys.readouterr().err
+    assert "squares (needed by total); evens (needed by total)" in error
+    assert "--profile starter --set squares.power=3 --only numbers,squares,evens" in error
+
+
+def test_nothing_to_do_takes_no_ray_and_still_writes_the_summary(place, capsys):
+    make_all(Folder("runs"), plan_for(Folder("runs"), numbers={"count": 20}))
+    assert call("--profile", "starter") == 0
+    latest = json.loads((place / "runs" / "runs" / "latest.json").read_text())
+    assert latest["status"] == "ok" and {stage["status"] for stage in latest["stages"].values()} == {"cached"}
+    assert set(latest) == {"run_id", "profile", "status", "seconds", "stages", "results"}
+    assert set(latest["stages"]["total"]) == {
+        "status", "why", "seconds", "fingerprint", "artifact", "rows", "mlflow_run_id", "error",
+    }  # fmt: skip
+    assert "ok in" in capsys.readouterr().out
+
+
+def test_planning_is_quick_and_imports_nothing_heavy(place):
+    """Under 2 s of processor time for 2000 files, the start of Python and all imports included."""
+    source = place / "images"
+    source.mkdir()
+    for index in range(2000):
+        (source / f"{index}.bin").write_bytes(bytes([index % 256]) * 1000)
+    code = (
+        "import sys, time\n"
+        "from pipelines.cli import main; from tests.cluster.toys import STAGES; from pathlib import Path\n"
+        "code = main(STAGES, sys.argv[1:], profiles=Path('profiles'))\n"
+        "heavy = sorted({'ray', 'torch', 'mlflow', 'transformers', 'vllm'} & set(sys.modules))\n"
+        "print('SECONDS', time.process_time(), 'HEAVY', heavy, code)"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "--profile",
+        "starter",
+        "--set",
+        f"numbers.folder={source}",
+        "--dry-run",
+    ]
+    environment = {"PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(place / "cache"), "PATH": ""}
+    time.sleep(2.1)  # files changed just now are read again, since they might change once more unseen
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    output = subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout
+    line = output.splitlines()[-1].split()
+    assert line[0] == "SECONDS" and line[2:] == ["HEAVY", "[]", "0"]
+    assert float(line[1]) < 2.0
+
+
+def test_a_pipeline_with_a_broken_graph_is_refused(capsys):
+    stages = [Stage("a", "1", print, STAGES[0].config, needs=("b",))]
+    assert cli.main(stages, ["--list"]) == 2
+    assert "needs 'b'" in capsys.readouterr().err
+
+
+# status.py
+
+
+def write_run(root: Folder, **changes) -> RunRecord:
+    now = time.time()
+    stages = {
+        "numbers": StageRecord(status="ran", seconds=3.25),
+        "squares": StageRecord(status="running", started=now - 10),
+        "total": StageRecord(),
+    }
+    values = {"run_id": "20260101-000000-abcdef", "profile": "starter", "started": now - 20, "updated": now}
+    run = RunRecord(**(values | {"driver": this_process(), "stages": stages} | changes))
+    record.write_run(root, run)
+    return run
+
+
+def test_status_shows_progress_rate_and_time_left(tmp_path, capsys):
+    root = Folder(tmp_path / "root")
+    run = write_run(root)
+    progress = Progress(
+        stage="squares",
+        done=30,
+        total=120,
+        unit="rows",
+        rate=1.5,
+        updated=time.time(),
+        figures={"loss": 0.25},
+    )
+    record.write_progress(root, run.run_id, progress)
+    record.write_incident(root, run.run_id, "squares", "Tried again.")
+    assert status.main(["--root", root.url]) == 0
+    output = capsys.readouterr().out
+    assert "profile starter  running" in output and "numbers  ran          3.2 s" in output
+    assert "[#####...............] 30/120 rows, 1.5 rows/s, 1:00 left, loss 0.25" in output
+    assert "total    pending" in output and "squares: Tried again." in output
+
+
+def test_status_watches_until_the_end_from_another_process(tmp_path):
+    root = Folder(tmp_path / "root")
+    run = write_run(root)
+    command = [sys.executable, str(REPOSITORY / "pipelines" / "status.py"), "--root", root.url, "--watch"]
+    watcher = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    first = watcher.stdout.readline()
+    assert run.run_id in first and "running" in first
+    run.status = "ok"
+    record.write_run(root, run)
+    output, _ = watcher.communicate(timeout=30)
+    assert watcher.returncode == 0 and "  ok  " in output
+
+
+def test_status_tells_a_dead_driver_and_an_unknown_run(tmp_path, capsys):
+    root = Folder(tmp_path / "root")
+    assert status.main(["--root", root.url]) == 2
+    assert "no run under" in capsys.readouterr().err
+    write_run(root, driver=this_process().model_copy(update={"pid": 2**22 - 1}))
+    assert status.main(["--root", root.url, "--watch"]) == 0
+    assert "  killed  " in capsys.readouterr().out
+    assert status.main(["--root", root.url, "--run", "20260101-000000-abcdee"]) == 2
+    assert "did you mean '20260101-000000-abcdef'" in capsys.readouterr().err
