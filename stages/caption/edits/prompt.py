@@ -1,0 +1,139 @@
+"""The request for an edit tuple: prompt, answer schema, and a parser for what models really answer.
+
+The prompt's words are text files in a folder per version (`v1/`): changing a word is a new version. The rules
+that a parsed row must keep are in `rules.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import pathlib
+import re
+from collections.abc import Sequence
+
+PROMPT_VERSION = "v1"
+FIELDS = ("edit_type", "src_caption", "instruction", "tgt_caption", "reverse_instruction")
+MAX_CAPTION_LENGTH = 800  # characters
+MAX_INSTRUCTION_LENGTH = 240
+
+_FOLDER = pathlib.Path(__file__).parent / PROMPT_VERSION
+
+
+@functools.cache
+def _text(name: str) -> str:
+    return (_FOLDER / name).read_text(encoding="utf-8").strip()
+
+
+@functools.cache
+def edit_types() -> dict[str, str]:
+    """All edit types with the line that explains each to the model."""
+    return dict(line.split(": ", 1) for line in _text("edit_types.txt").splitlines())
+
+
+@functools.cache
+def styles() -> tuple[str, ...]:
+    """The styles that a style edit chooses from, unless the caller names others."""
+    return tuple(_text("styles.txt").splitlines())
+
+
+def prompt_hash() -> str:
+    """Identifies the words of the prompt: sha256 of its files, 16 hex digits."""
+    names = ("prompt.txt", "edit_types.txt", "styles.txt")
+    return hashlib.sha256("\0".join(_text(name) for name in names).encode()).hexdigest()[:16]
+
+
+def prompt_text(offered_types: Sequence[str], target_styles: Sequence[str] | None = None) -> str:
+    """The prompt for a choice of `offered_types`. Raises ValueError for a type that it does not know."""
+    known = edit_types()
+    if not offered_types or (unknown := [name for name in offered_types if name not in known]):
+        raise ValueError(
+            f"offer one or more of {', '.join(known)}, not {unknown if offered_types else 'none'}"
+        )
+    listed = ", ".join(target_styles or styles())
+    lines = [f"- {name}: {known[name].format(styles=listed)}" for name in offered_types]
+    return _text("prompt.txt").format(edit_types="\n".join(lines))
+
+
+def answer_schema(offered_types: Sequence[str]) -> dict:
+    """JSON schema of the answer: the five fields in their order, every string bounded."""
+    caption = {"type": "string", "minLength": 1, "maxLength": MAX_CAPTION_LENGTH}
+    instruction = {"type": "string", "minLength": 1, "maxLength": MAX_INSTRUCTION_LENGTH}
+    return {
+        "type": "object",
+        "properties": {
+            "edit_type": {"type": "string", "enum": list(offered_types)},
+            "src_caption": caption,
+            "instruction": instruction,
+            "tgt_caption": caption,
+            "reverse_instruction": instruction,
+        },
+        "required": list(FIELDS),
+        "additionalProperties": False,
+    }
+
+
+def build_chat(
+    image: bytes, offered_types: Sequence[str], target_styles: Sequence[str] | None = None
+) -> tuple[list[dict], dict]:
+    """Messages and answer schema that ask for one edit of `image` (an encoded picture).
+
+    `target_styles` replaces the list that a style edit chooses from; with `offered_types=["style"]` it forces
+    the target, as for pictures that are known not to be photographs.
+    """
+    content = [
+        {"type": "image", "image": image},
+        {"type": "text", "text": prompt_text(offered_types, target_styles)},
+    ]
+    return [{"role": "user", "content": content}], answer_schema(offered_types)
+
+
+_FENCE = re.compile(r"```[a-zA-Z]*\s*\n?(.*?)```", re.DOTALL)
+
+
+def json_objects(text: str) -> list[dict]:
+    """All JSON objects that stand in a model's answer outside its thinking, at the top level, in their order.
+
+    Fenced blocks are looked at first, so that an object that the prose quotes does not hide the answer.
+    """
+    text = text.rsplit("</think>", 1)[-1]
+    if "<think>" in text:  # the thinking was cut off: there is no answer
+        text = text.split("<think>", 1)[0]
+    found: list[dict] = []
+    decoder = json.JSONDecoder(strict=False)
+    for part in [*_FENCE.findall(text), _FENCE.sub(" ", text)]:
+        start = part.find("{")
+        while start >= 0:
+            try:
+                value, end = decoder.raw_decode(part, start)
+            except (ValueError, RecursionError):
+                end = start + 1
+            else:
+                if isinstance(value, dict):
+                    found.append(value)
+            start = part.find("{", end)
+    return found
+
+
+def parse(text: str) -> dict[str, str] | str:
+    """The five fields of an answer, or the reason why there are none.
+
+    Reasons: `no_json`, `missing_field:NAME`, `extra_field:NAME`, `not_text:NAME`, `empty_field:NAME`.
+    """
+    objects = json_objects(text)
+    if not objects:
+        return "no_json"
+    answer = next((o for o in reversed(objects) if set(FIELDS) <= set(o)), objects[-1])
+    for name in FIELDS:
+        if name not in answer:
+            return f"missing_field:{name}"
+        if not isinstance(answer[name], str):
+            return f"not_text:{name}"
+        if not answer[name].strip():
+            return f"empty_field:{name}"
+    if extra := sorted(set(answer) - set(FIELDS)):
+        return f"extra_field:{extra[0][:40]}"
+    row = {name: " ".join(answer[name].split()) for name in FIELDS}
+    row["edit_type"] = row["edit_type"].lower()
+    return row

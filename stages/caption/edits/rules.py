@@ -1,0 +1,168 @@
+"""What a parsed edit tuple must keep before it becomes training data; each broken rule has a name.
+
+The rules are the paper's (ByG, data engine) and those that follow from them: the reverse instruction
+stands alone, the target caption describes the edited picture alone, a removed object is named in the source
+caption and gone from the target's, and the two captions differ by what the instructions say. They look at
+words only, so they hold for any model's answers; a short caption must differ in exactly the instructed
+words, a long one has room for rephrasing.
+"""
+
+from __future__ import annotations
+
+import collections
+import re
+from collections.abc import Mapping, Sequence
+
+from stages.caption.edits.prompt import FIELDS, MAX_CAPTION_LENGTH, MAX_INSTRUCTION_LENGTH
+
+MIN_WORDS = 2
+INVERSE_TYPES = {"remove": "add", "add": "remove", "replace": "replace"}
+EXACT_CAPTION_WORDS = 15  # a caption of so many words has no room for rephrasing,
+WORDS_PER_REPHRASED_WORD = 3  # a longer one has room for one word in so many of the rest
+
+_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+_TARGET_FORBIDDEN = re.compile(
+    r"\b(?:now|chang(?:ed|es|ing) (?:in)?to|turned into|without|no longer)\b", re.IGNORECASE
+)
+_REVERSE_FORBIDDEN = re.compile(r"\b(?:restor|revert|undo|undid|undone|original)\w*", re.IGNORECASE)
+_REMOVAL = re.compile(
+    r"\b(?:remove|erase|delete|eliminate|get rid of|take away|take out|cut out)\b", re.IGNORECASE
+)
+_ADDITION = re.compile(r"\b(?:add|insert|place|put|draw|include|introduce)\b", re.IGNORECASE)
+_REPLACEMENT = re.compile(
+    r"\b(?:replace|swap|exchange|substitute|turn|change|transform)\b\s*(?P<old>.+?)\s*\b(?:with|for|by|into|to)\b",
+    re.IGNORECASE,
+)
+# a preposition ends the name of an object: "the dog | on the left", "a boat to the lake"
+_NAME_END = re.compile(
+    r"[,.;:!]|\b(?:from|in|on|at|to|into|onto|near|next|beside|behind|above|below|under|over|by|between|inside|"
+    r"that|which|who|so|and|top|bottom|left|right|while|with)\b",
+    re.IGNORECASE,
+)
+_DETERMINER = re.compile(
+    r"^(?:the|a|an|one|some|its|his|her|their|this|that|all|of|both|two|three)\s+", re.IGNORECASE
+)
+# words that may come and go: they tell nothing, or name the medium (a photo becomes a painting)
+_FREE_WORDS = frozenset(
+    "a an the of in on at by to with and or is are was were be been being it its this that there which while "
+    "as into onto from for near some one two his her their has have "
+    "photo photograph picture image view scene painting drawing illustration rendering shot style".split()
+)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in lower case, a plural's s taken off, so that "dogs" is "dog"."""
+    found = [word.lower() for word in _WORD.findall(text)]
+    return [
+        word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
+        for word in found
+    ]
+
+
+def find_object(edit_type: str, instruction: str) -> str:
+    """The object that an instruction removes, adds or replaces, without its article; "" if none is found."""
+    if edit_type == "replace":
+        match = _REPLACEMENT.search(instruction)
+        name = match["old"] if match else ""
+    else:
+        verb = {"remove": _REMOVAL, "add": _ADDITION}.get(edit_type)
+        match = verb.search(instruction) if verb else None
+        name = instruction[match.end() :].strip() if match else ""
+    while (shorter := _DETERMINER.sub("", name)) != name:
+        name = shorter
+    end = _NAME_END.search(name)
+    return (name[: end.start()] if end else name).strip().lower()
+
+
+def _count(name: str, text: str) -> int:
+    """How often the text has the words of the name, one after the other."""
+    wanted, found = words(name), words(text)
+    return sum(found[i : i + len(wanted)] == wanted for i in range(len(found) - len(wanted) + 1))
+
+
+def _names_more(name: str, here: str, there: str) -> bool:
+    """Whether `here` names the object oftener than `there`, by its whole name or its noun (the last word)."""
+    noun = words(name)[-1]
+    return _count(name, here) > _count(name, there) or _count(noun, here) > _count(noun, there)
+
+
+def _knows(name: str, caption: str) -> bool:
+    """Whether the caption names the object: its noun, and near it two in three of its other words or more."""
+    wanted, found = words(name), words(caption)
+    if not wanted:
+        return False
+    reach = len(wanted) + 2
+    for place in (place for place, word in enumerate(found) if word == wanted[-1]):
+        near = found[max(0, place - reach) : place + reach + 1]
+        if sum(word not in near for word in wanted) <= len(wanted) // 3:
+            return True
+    return False
+
+
+def _room(caption: str) -> int:
+    return max(0, len(words(caption)) - EXACT_CAPTION_WORDS) // WORDS_PER_REPHRASED_WORD
+
+
+def _unexplained(here: str, there: str, instruction: str) -> int:
+    """How many words `here` has beyond `there` that the instruction doesn't say."""
+    extra = collections.Counter(words(here)) - collections.Counter(words(there))
+    said = _FREE_WORDS.union(words(instruction))
+    return sum(count for word, count in extra.items() if word not in said)
+
+
+def _object_reasons(row: Mapping[str, str]) -> list[str]:
+    edit_type, source, target = row["edit_type"], row["src_caption"], row["tgt_caption"]
+    name = find_object(edit_type, row["instruction"])
+    if not words(name):
+        return ["object_not_found"]
+    reasons = []
+    if edit_type == "add":
+        if not _names_more(name, target, source):
+            reasons.append("added_object_not_in_target")
+    elif not _knows(name, source):
+        reasons.append("object_not_in_source")
+    elif not _names_more(name, source, target):
+        reasons.append("old_object_in_target")
+    inverse = find_object(INVERSE_TYPES[edit_type], row["reverse_instruction"])
+    if not _knows(inverse, source if edit_type == "remove" else target):
+        reasons.append("reverse_names_another_object")
+    return reasons
+
+
+def check(row: Mapping[str, str], offered_types: Sequence[str]) -> list[str]:
+    """The names of the rules that a row of the five fields breaks; an empty list for a good row."""
+    if empty := [f"empty_field:{name}" for name in FIELDS if not str(row.get(name) or "").strip()]:
+        return empty
+    reasons = []
+    if row["edit_type"] not in offered_types:
+        reasons.append("edit_type_not_offered")
+    source, target = row["src_caption"], row["tgt_caption"]
+    forward, reverse = row["instruction"], row["reverse_instruction"]
+    if words(source) == words(target):
+        reasons.append("captions_equal")
+    if words(forward) == words(reverse):
+        reasons.append("instructions_equal")
+    if (
+        max(len(source), len(target)) > MAX_CAPTION_LENGTH
+        or max(len(forward), len(reverse)) > MAX_INSTRUCTION_LENGTH
+    ):
+        reasons.append("too_long")
+    if min(len(words(row[name])) for name in FIELDS[1:]) < MIN_WORDS:
+        reasons.append("too_short")
+    if _TARGET_FORBIDDEN.search(target):
+        reasons.append("target_tells_of_the_edit")
+    if _REVERSE_FORBIDDEN.search(reverse):
+        reasons.append("reverse_not_self_contained")
+    if row["edit_type"] in INVERSE_TYPES:
+        reasons += _object_reasons(row)
+    if _unexplained(target, source, forward) > _room(target):
+        reasons.append("target_has_unexplained_words")
+    if _unexplained(source, target, reverse) > _room(source):
+        reasons.append("source_words_lost")
+    new = set(words(target)) - set(words(source)) - _FREE_WORDS
+    if new and not new & set(words(forward)):
+        reasons.append("instruction_does_not_lead_to_target")
+    old = set(words(source)) - set(words(target)) - _FREE_WORDS
+    if old and not old & set(words(reverse)):
+        reasons.append("reverse_does_not_lead_to_source")
+    return reasons

@@ -1,0 +1,65 @@
+"""Which edit types each image is offered: random, but spread evenly, and the same however the work is
+scheduled.
+"""
+
+import collections
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cluster.chat import request_seed
+
+PRIORITY = {"remove": 1.5, "replace": 1.5}  # the paper over-samples these two slightly; the others have 1
+PHOTOREALISTIC = ("photorealistic",)
+
+
+def offer_types(
+    metadata: Sequence[str | None],
+    edit_types: Sequence[str],
+    num_offered: int,
+    to_photo_probability: float,
+    seed: int,
+) -> list[tuple[tuple[str, ...], tuple[str, ...] | None]]:
+    """The (edit types, target styles) for the images of one logical shard, in order.
+
+    A type's weight is its priority, divided by one more than how often it was offered in this shard so far
+    beyond the least offered one. An image whose metadata says `"photorealistic": false` is with
+    `to_photo_probability` offered the style change to a photograph alone. Target styles are None where the
+    prompt's own list holds.
+    """
+    generator = np.random.default_rng(seed)
+    counts: collections.Counter[str] = collections.Counter(dict.fromkeys(edit_types, 0))
+    offers: list[tuple[tuple[str, ...], tuple[str, ...] | None]] = []
+    for text in metadata:
+        drawn = (
+            generator.random()
+        )  # one draw for each image, so that one image's metadata doesn't move the others
+        if "style" in edit_types and _is_drawing(text) and drawn < to_photo_probability:
+            counts["style"] += 1
+            offers.append((("style",), PHOTOREALISTIC))
+            continue
+        # relative to priority: a type of weight 1.5 is to be offered 1.5 times as often
+        used = {name: counts[name] / PRIORITY.get(name, 1.0) for name in edit_types}
+        least = min(used.values())
+        weights = np.array([PRIORITY.get(name, 1.0) / (1.0 + used[name] - least) for name in edit_types])
+        size = min(num_offered, len(edit_types))
+        chosen = generator.choice(len(edit_types), size=size, replace=False, p=weights / weights.sum())
+        names = tuple(edit_types[index] for index in chosen)
+        counts.update(names)
+        offers.append((names, None))
+    return offers
+
+
+def shard_seed(seed: int, sample_ids: Sequence[str]) -> int:
+    """The seed of a logical shard, from the configuration's seed and the shard's content."""
+    return request_seed(seed, *sample_ids)
+
+
+def _is_drawing(metadata: str | None) -> bool:
+    try:
+        values: Any = json.loads(metadata or "{}")
+    except ValueError:
+        return False
+    return isinstance(values, Mapping) and values.get("photorealistic") is False

@@ -1,0 +1,109 @@
+"""Pixel metrics, and the exact oracle of the scene world, for one edited image.
+
+Images are uint8 arrays `[height, width, 3]`; masks are bool `[height, width]`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+
+MAX_PSNR = (
+    60.0  # equal pixels would be infinitely good; beyond 60 dB an 8-bit picture differs by rounding alone
+)
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+
+
+def l1(image: np.ndarray, reference: np.ndarray) -> float:
+    """Mean absolute difference, in parts of the range (0 equal, 1 opposite)."""
+    _check_sizes(image, reference)
+    return float(np.abs(image.astype(np.float64) - reference).mean() / 255)
+
+
+def psnr(image: np.ndarray, reference: np.ndarray, mask: np.ndarray | None = None) -> float | None:
+    """Peak signal-to-noise ratio in dB over the pixels of the mask, at most 60; None where the mask is
+    empty.
+    """
+    _check_sizes(image, reference)
+    difference = (image.astype(np.float64) - reference) / 255
+    if mask is not None:
+        difference = difference[mask]
+    if not difference.size:
+        return None
+    error = float((difference**2).mean())
+    return MAX_PSNR if error == 0 else min(MAX_PSNR, -10 * math.log10(error))
+
+
+def ssim(image: np.ndarray, reference: np.ndarray) -> float | None:
+    """Structural similarity (Wang et al. 2004): 11x11 Gaussian window, mean over positions and RGB channels.
+
+    None for images smaller than the window.
+    """
+    _check_sizes(image, reference)
+    if min(image.shape[:2]) < SSIM_WINDOW:
+        return None
+    x, y = image.astype(np.float64), reference.astype(np.float64)
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    mean_x, mean_y = _blur(x), _blur(y)
+    var_x, var_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
+    covariance = _blur(x * y) - mean_x * mean_y
+    similarity = ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)) / (
+        (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
+    )
+    return float(similarity.mean())
+
+
+def _blur(image: np.ndarray) -> np.ndarray:
+    """Gaussian-weighted means at every whole position of the window, `[height - 10, width - 10,
+    channels]`.
+    """
+    axis = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
+    kernel = np.exp(-(axis**2) / (2 * SSIM_SIGMA**2))
+    kernel /= kernel.sum()
+    for dimension in (0, 1):
+        image = np.lib.stride_tricks.sliding_window_view(image, SSIM_WINDOW, axis=dimension) @ kernel
+    return image
+
+
+def _check_sizes(image: np.ndarray, reference: np.ndarray) -> None:
+    if image.shape != reference.shape:
+        raise ValueError(f"images of unequal sizes: {image.shape} and {reference.shape}")
+
+
+def pixel_metrics(image: np.ndarray, source: np.ndarray) -> dict[str, float | None]:
+    """How far the edit is from its source, over the whole image: `l1`, `psnr`, `ssim`."""
+    return {"l1": l1(image, source), "psnr": psnr(image, source), "ssim": ssim(image, source)}
+
+
+def is_scene_edit(metadata: str) -> bool:
+    """Whether a benchmark item's metadata describes an edit of the scene world, which the oracle can
+    score.
+    """
+    try:
+        value = json.loads(metadata)
+    except (TypeError, json.JSONDecodeError):
+        return False
+    return isinstance(value, dict) and {"edit_type", "source", "target", "place"} <= value.keys()
+
+
+def scene_oracle(image: np.ndarray, source: np.ndarray, metadata: str) -> dict[str, float | None]:
+    """The scene world's exact answers (0 or 1), and `psnr_unedited`: PSNR to the source where truth changes
+    nothing.
+
+    Raises:
+        ValueError: the image has another size than the world's pictures.
+    """
+    from stages.starter.oracle import score
+    from stages.starter.world import Edit, render
+
+    edit = Edit.from_json(metadata)
+    result = score(edit, image)
+    unchanged = (render(edit.source) == render(edit.target)).all(axis=-1)
+    return {
+        "edit_success": float(result.edit_success),
+        "preservation": float(result.preservation),
+        "whole_scene_right": float(result.whole_scene_right),
+        "psnr_unedited": psnr(image, source, unchanged),
+    }

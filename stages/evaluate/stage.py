@@ -1,0 +1,222 @@
+"""The evaluate stage: scores every edit of every method, and derives every figure from the table of
+scores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+from pydantic import Field
+
+from cluster.artifacts import Artifact
+from cluster.config import StageConfig, runtime
+from cluster.dag import Context
+from cluster.folder import Folder
+from cluster.shards import run_shards
+from cluster.vllm import EngineSettings, get_engine
+from stages.evaluate.judge_calls import PROMPT_FOLDER, EditToJudge, judge_edits
+from stages.evaluate.metrics import is_scene_edit, pixel_metrics, scene_oracle
+from stages.evaluate.summary import SCORES_SCHEMA, compare, judge_agreement, results, summarise
+from stages.evaluate.tables import (
+    BENCHMARK,
+    Benchmark,
+    EditsFile,
+    check_edits,
+    find_benchmark,
+    find_edits,
+    pairs,
+    read_image,
+    read_items,
+)
+
+
+class EvaluateConfig(StageConfig):
+    """What scores the edits, and how sure the figures are."""
+
+    metrics: tuple[Literal["scene_oracle", "pixels"], ...] = Field(
+        ("scene_oracle", "pixels"),
+        description="scene_oracle scores the items whose metadata describes an edit of the scene world.",
+    )
+    judge: EngineSettings | None = Field(None, description="The vision-language model that judges, or none.")
+    judge_attempts: int = Field(3, ge=1, description="Calls until an unreadable answer stays unscored.")
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    num_resamples: int = Field(2000, ge=100, description="Of the bootstrap and the permutation test.")
+    seed: int = 0
+    num_workers: int = runtime(2, ge=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasureShard:
+    """Pixel metrics and oracle for the edits of one file."""
+
+    benchmark: Benchmark
+    files: Mapping[str, EditsFile]
+    metrics: Sequence[str]
+    out: Folder
+
+    def __call__(self, shard: str) -> None:
+        rows = []
+        for item, edit in pairs(self.benchmark, self.files[shard]):
+            rows.append({"item_id": item["item_id"], "method": edit["method"]} | self._measure(item, edit))
+        self.out.write_table(shard, pa.Table.from_pylist(rows, _part_schema(MEASURED_COLUMNS)))
+
+    def _measure(self, item: Mapping[str, Any], edit: Mapping[str, Any]) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "seconds": edit["seconds"],
+            "source_sha256": hashlib.sha256(item["image"]).hexdigest(),
+            "image_sha256": hashlib.sha256(edit["image"] or b"").hexdigest(),
+        }
+        try:
+            source = read_image(item["image"])
+            image = read_image(edit["image"] or b"")
+        except (OSError, ValueError, SyntaxError) as error:
+            return row | {"unscored": f"image: {' '.join(str(error).split())[:200]}"}
+        row |= {"width": image.width, "height": image.height}
+        # as GEdit-Bench does, the edit is brought to its source's size before it is compared
+        edited = np.asarray(
+            image if image.size == source.size else image.resize(source.size, Image.Resampling.LANCZOS)
+        )
+        original = np.asarray(source)
+        if "pixels" in self.metrics:
+            row |= pixel_metrics(edited, original)
+        if "scene_oracle" in self.metrics and is_scene_edit(item["metadata"]):
+            row |= scene_oracle(edited, original, item["metadata"])
+        return row
+
+
+MEASURED_COLUMNS = (
+    "item_id", "method", "edit_success", "preservation", "whole_scene_right", "psnr_unedited", "l1", "psnr",
+    "ssim", "seconds", "source_sha256", "image_sha256", "width", "height", "unscored",
+)  # fmt: skip
+JUDGED_COLUMNS = (
+    "item_id", "method", "judge_success", "judge_over_editing", "judge_naturalness", "judge_artifacts",
+    "judge_overall", "judge_sc_text", "judge_pq_text", "judge_model", "judge_prompt_version",
+    "judge_prompt_hash", "unscored",
+)  # fmt: skip
+
+
+def evaluate_edits(inputs: Mapping[str, Artifact], config: EvaluateConfig, context: Context) -> None:
+    """Writes `scores.parquet` (one row per item and method) and, from it alone, the tables in `figures/`.
+
+    Needs a benchmark (the artifact of that name, or the tables named so in another) and edits (every table
+    with the columns of `edits`). An item without a usable edit, or whose answers can't be read, is unscored
+    with a reason: never 0.
+
+    Raises:
+        UserError: no benchmark, no edits, or edits of unknown or doubled items.
+    """
+    stage, benchmark = find_benchmark(inputs)
+    items = read_items(benchmark)
+    files = find_edits(inputs)
+    methods = check_edits(files, items)
+    context.log_input(BENCHMARK, inputs[stage].fingerprint, len(items))
+
+    measures = {f"measures/{name}": file for name, file in files.items()}
+    work = MeasureShard(benchmark, measures, config.metrics, context.out)
+    run_shards(list(measures), work, context=context, num_workers=config.num_workers)
+    if config.judge is not None:
+        _judge({f"judge/{name}": file for name, file in files.items()}, benchmark, config, context)
+
+    scores = _join(context.out, items, methods)
+    context.out.write_table("scores.parquet", scores)
+    options = {"seed": config.seed, "confidence": config.confidence, "num_resamples": config.num_resamples}
+    summary = summarise(scores, **options)
+    context.out.write_table("figures/summary.parquet", summary)
+    context.out.write_table("figures/comparisons.parquet", compare(scores, **options))
+    context.out.write_table("figures/agreement.parquet", judge_agreement(scores))
+    figures = results(summary, methods, len(items))
+    context.set_rows(scores.num_rows)
+    context.set_figures({"results": figures, "num_unscored": _num_unscored(scores)})
+    for method, values in figures.items():
+        context.log_metrics({f"{method}/{name}": v for name, v in values.items() if v is not None}, step=0)
+
+
+def _encode(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def evaluate_sources(config: EvaluateConfig) -> list[str]:
+    """The judge's model and its prompts: their content belongs to the stage's fingerprint."""
+    return [] if config.judge is None else [*config.judge.source(), str(PROMPT_FOLDER)]
+
+
+def _part_schema(names: Sequence[str]) -> pa.Schema:
+    return pa.schema([SCORES_SCHEMA.field(name) for name in names])
+
+
+def _judge(
+    shards: Mapping[str, EditsFile], benchmark: Benchmark, config: EvaluateConfig, context: Context
+) -> None:
+    """Asks the judge about the edits of every file that isn't done, without a pause between files."""
+    pending = {shard: file for shard, file in shards.items() if not context.out.exists(shard)}
+    if not pending:
+        return
+    num_edits = {
+        shard: file.folder.read_table(file.name, ["item_id"]).num_rows for shard, file in pending.items()
+    }
+    rows: dict[str, list[dict[str, Any]]] = {shard: [] for shard in pending}
+    place: dict[str, tuple[str, str, str]] = {}
+
+    def to_judge() -> Iterator[EditToJudge]:
+        for shard, file in pending.items():
+            for item, edit in pairs(benchmark, file):
+                names = {"item_id": item["item_id"], "method": edit["method"]}
+                try:
+                    source, image = read_image(item["image"]), read_image(edit["image"] or b"")
+                except (OSError, ValueError, SyntaxError):  # its measures say why it is unscored
+                    keep(shard, names)
+                    continue
+                if image.size != source.size:
+                    image = image.resize(source.size, Image.Resampling.LANCZOS)
+                key = f"{edit['method']}/{item['item_id']}"
+                place[key] = (shard, item["item_id"], edit["method"])
+                yield EditToJudge(key, _encode(source), _encode(image), item["instruction"])
+
+    def keep(shard: str, row: dict[str, Any]) -> None:
+        rows[shard].append(row)
+        if len(rows[shard]) == num_edits[shard]:
+            ordered = sorted(rows.pop(shard), key=lambda r: (r["method"], r["item_id"]))
+            context.out.write_table(shard, pa.Table.from_pylist(ordered, _part_schema(JUDGED_COLUMNS)))
+
+    engine = get_engine(config.judge, context)
+    total = sum(num_edits.values())
+    for done, judged in enumerate(
+        judge_edits(engine, to_judge(), max_attempts=config.judge_attempts), start=1
+    ):
+        context.check()
+        shard, item_id, method = place.pop(judged.key)
+        keep(
+            shard, {"item_id": item_id, "method": method, "judge_model": config.judge.model} | judged.columns
+        )
+        context.progress(done, total, "edits judged")
+
+
+def _join(out: Folder, items: Mapping[str, Mapping[str, Any]], methods: Sequence[str]) -> pa.Table:
+    """One row for every method and benchmark item, with what is known about it."""
+    parts: dict[tuple[str, str], dict[str, Any]] = {}
+    for name in out.list(".parquet", recursive=True):
+        if posixpath.dirname(name).split("/")[0] in ("measures", "judge"):
+            for row in out.read_table(name).to_pylist():
+                known = parts.setdefault((row["item_id"], row["method"]), {})
+                reasons = [reason for reason in (known.get("unscored"), row["unscored"]) if reason]
+                known |= row | {"unscored": "; ".join(dict.fromkeys(reasons)) or None}
+    rows = []
+    for method in methods:
+        for item_id, item in items.items():
+            row = parts.get((item_id, method), {"unscored": "missing: the method gave no image"})
+            rows.append(dict(item) | {"method": method} | row)
+    return pa.Table.from_pylist(rows, SCORES_SCHEMA)
+
+
+def _num_unscored(scores: pa.Table) -> int:
+    return sum(reason is not None for reason in scores["unscored"].to_pylist())

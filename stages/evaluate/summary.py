@@ -1,0 +1,258 @@
+"""From the per-sample table to every published figure: no image, model or accelerator is needed.
+
+Each figure is a mean over items (micro) with the number of scored items beside the number expected;
+`judge_overall_macro` is the unweighted mean over edit types of the judge's mean overall, as GEdit-Bench
+reports it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from stages.evaluate.statistics import Interval, agreement, bootstrap_mean, paired_difference, proportion
+
+ALL = "all"
+YES_NO_METRICS = ("whole_scene_right", "edit_success", "preservation")
+JUDGE_METRICS = (
+    "judge_overall",
+    "judge_success",
+    "judge_over_editing",
+    "judge_naturalness",
+    "judge_artifacts",
+)
+PIXEL_METRICS = ("psnr_unedited", "l1", "psnr", "ssim")
+METRICS = YES_NO_METRICS + JUDGE_METRICS + PIXEL_METRICS
+COMPARED_METRICS = (*YES_NO_METRICS, "judge_overall")
+JUDGE_THRESHOLD = 5.0  # a judge's score from here on counts as yes, where it is held against the oracle
+QUESTIONS = (  # the judge's score, and the oracle's answer to the same question
+    ("judge_success", "edit_success"),
+    ("judge_over_editing", "preservation"),
+)
+
+SCORES_SCHEMA = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("source_id", pa.string()),
+        ("method", pa.string()),
+        ("edit_type", pa.string()),
+        *((metric, pa.float64()) for metric in METRICS),
+        ("seconds", pa.float64()),
+        ("judge_sc_text", pa.string()),
+        ("judge_pq_text", pa.string()),
+        ("judge_model", pa.string()),
+        ("judge_prompt_version", pa.string()),
+        ("judge_prompt_hash", pa.string()),
+        ("source_sha256", pa.string()),
+        ("image_sha256", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("unscored", pa.string()),
+    ]
+)
+SUMMARY_SCHEMA = pa.schema(
+    [
+        ("method", pa.string()),
+        ("edit_type", pa.string()),
+        ("metric", pa.string()),
+        ("mean", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("num_items", pa.int64()),
+        ("num_clusters", pa.int64()),
+        ("num_expected", pa.int64()),
+    ]
+)
+COMPARISONS_SCHEMA = pa.schema(
+    [
+        ("first", pa.string()),
+        ("second", pa.string()),
+        ("edit_type", pa.string()),
+        ("metric", pa.string()),
+        ("difference", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("p_value", pa.float64()),
+        ("num_items", pa.int64()),
+        ("num_clusters", pa.int64()),
+    ]
+)
+AGREEMENT_SCHEMA = pa.schema(
+    [
+        ("method", pa.string()),
+        ("judge_metric", pa.string()),
+        ("oracle_metric", pa.string()),
+        ("threshold", pa.float64()),
+        ("agreement", pa.float64()),
+        ("kappa", pa.float64()),
+        ("num_items", pa.int64()),
+        ("both_yes", pa.int64()),
+        ("only_first", pa.int64()),
+        ("only_second", pa.int64()),
+        ("both_no", pa.int64()),
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreColumns:
+    """The scores as arrays `[rows]`; a missing number is NaN."""
+
+    method: np.ndarray
+    edit_type: np.ndarray
+    item_id: np.ndarray
+    source_id: np.ndarray
+    values: dict[str, np.ndarray]
+
+    @staticmethod
+    def of(scores: pa.Table) -> ScoreColumns:
+        names = {
+            name: np.array(scores[name].to_pylist(), dtype=object)
+            for name in ("method", "edit_type", "item_id", "source_id")
+        }
+        values = {
+            metric: np.array(
+                [math.nan if v is None else v for v in scores[metric].to_pylist()], dtype=np.float64
+            )
+            for metric in METRICS
+        }
+        return ScoreColumns(**names, values=values)
+
+    @property
+    def methods(self) -> list[str]:
+        return list(dict.fromkeys(self.method))
+
+    @property
+    def edit_types(self) -> list[str]:
+        return [ALL, *sorted(set(self.edit_type))]
+
+    def rows(self, method: str, edit_type: str) -> np.ndarray:
+        """Indices of a method's rows of an edit type, in the order of their items."""
+        chosen = self.method == method
+        if edit_type != ALL:
+            chosen &= self.edit_type == edit_type
+        indices = np.flatnonzero(chosen)
+        return indices[np.argsort(self.item_id[indices], kind="stable")]
+
+
+def _generator(seed: int, *names: str) -> np.random.Generator:
+    """One per figure, so that a further method or metric moves no other figure's interval."""
+    return np.random.default_rng([seed, zlib.crc32("/".join(names).encode())])
+
+
+def summarise(scores: pa.Table, *, seed: int, confidence: float, num_resamples: int) -> pa.Table:
+    """Mean and interval of every method, edit type and metric that has a score: SUMMARY_SCHEMA."""
+    columns = ScoreColumns.of(scores)
+    rows: list[dict[str, Any]] = []
+    for method in columns.methods:
+        for edit_type in columns.edit_types:
+            chosen = columns.rows(method, edit_type)
+            for metric in METRICS:
+                estimate: Callable[..., Interval] = proportion if metric in YES_NO_METRICS else bootstrap_mean
+                interval = estimate(
+                    columns.values[metric][chosen],
+                    columns.source_id[chosen].astype(str),
+                    _generator(seed, method, edit_type, metric),
+                    confidence=confidence,
+                    num_resamples=num_resamples,
+                )
+                if interval.num_items:
+                    rows.append(
+                        {
+                            "method": method,
+                            "edit_type": edit_type,
+                            "metric": metric,
+                            "num_expected": len(chosen),
+                        }
+                        | dataclasses.asdict(interval)
+                    )
+    return pa.Table.from_pylist([_without_nan(row) for row in rows], SUMMARY_SCHEMA)
+
+
+def compare(scores: pa.Table, *, seed: int, confidence: float, num_resamples: int) -> pa.Table:
+    """Every two methods on the items that both have: COMPARISONS_SCHEMA, `difference` is first minus
+    second.
+    """
+    columns = ScoreColumns.of(scores)
+    rows: list[dict[str, Any]] = []
+    for index, first in enumerate(columns.methods):
+        for second in columns.methods[index + 1 :]:
+            for edit_type in columns.edit_types:
+                of_first, of_second = columns.rows(first, edit_type), columns.rows(second, edit_type)
+                if list(columns.item_id[of_first]) != list(columns.item_id[of_second]):
+                    raise ValueError(f"{first} and {second} have rows for different items")
+                for metric in COMPARED_METRICS:
+                    result = paired_difference(
+                        columns.values[metric][of_first],
+                        columns.values[metric][of_second],
+                        columns.source_id[of_first].astype(str),
+                        _generator(seed, first, second, edit_type, metric),
+                        confidence=confidence,
+                        num_resamples=num_resamples,
+                    )
+                    if result.num_items:
+                        rows.append(
+                            {"first": first, "second": second, "edit_type": edit_type, "metric": metric}
+                            | dataclasses.asdict(result)
+                        )
+    return pa.Table.from_pylist([_without_nan(row) for row in rows], COMPARISONS_SCHEMA)
+
+
+def judge_agreement(scores: pa.Table) -> pa.Table:
+    """How often the judge, at a threshold of 5, answers as the oracle does, over all methods and for each."""
+    columns = ScoreColumns.of(scores)
+    rows: list[dict[str, Any]] = []
+    for method in [ALL, *columns.methods]:
+        chosen = np.arange(len(columns.method)) if method == ALL else columns.rows(method, ALL)
+        for judge_metric, oracle_metric in QUESTIONS:
+            judged = columns.values[judge_metric][chosen]
+            yes = np.where(np.isnan(judged), np.nan, judged >= JUDGE_THRESHOLD)
+            result = agreement(yes, columns.values[oracle_metric][chosen])
+            if result.num_items:
+                rows.append(
+                    {
+                        "method": method,
+                        "judge_metric": judge_metric,
+                        "oracle_metric": oracle_metric,
+                        "threshold": JUDGE_THRESHOLD,
+                    }
+                    | dataclasses.asdict(result)
+                )
+    return pa.Table.from_pylist([_without_nan(row) for row in rows], AGREEMENT_SCHEMA)
+
+
+def results(
+    summary: pa.Table, methods: Sequence[str], num_expected: int
+) -> dict[str, dict[str, float | int | None]]:
+    """{method: {metric: mean}} for the run's summary. A metric that was not measured is None, never 0.
+
+    `num_items` counts the items with a score by the oracle, or by the judge where there is no oracle.
+    """
+    means: dict[str, dict[str, float | int | None]] = {}
+    for method in methods:
+        rows = [row for row in summary.to_pylist() if row["method"] == method]
+        overall = {row["metric"]: row for row in rows if row["edit_type"] == ALL}
+        by_type = [
+            row["mean"] for row in rows if row["metric"] == "judge_overall" and row["edit_type"] != ALL
+        ]
+        counted = overall.get("whole_scene_right") or overall.get("judge_overall") or {"num_items": 0}
+        means[method] = {metric: overall[metric]["mean"] if metric in overall else None for metric in METRICS}
+        means[method] |= {
+            "judge_overall_macro": float(np.mean(by_type)) if by_type else None,
+            "num_items": counted["num_items"],
+            "num_judged": overall["judge_overall"]["num_items"] if "judge_overall" in overall else 0,
+            "num_expected": num_expected,
+        }
+    return means
+
+
+def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()
+    }

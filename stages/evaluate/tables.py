@@ -1,0 +1,118 @@
+"""The tables that evaluation reads: a benchmark's items and the edits of them, one Parquet file at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from cluster.artifacts import Artifact
+from cluster.errors import UserError
+from cluster.folder import Folder
+
+BENCHMARK = "benchmark"
+BENCHMARK_COLUMNS = ("item_id", "source_id", "image", "edit_type", "instruction", "metadata")
+EDITS_COLUMNS = ("item_id", "method", "image", "seconds")
+MAX_PIXELS = 50_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """The tables of a benchmark, in one artifact."""
+
+    folder: Folder
+    names: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class EditsFile:
+    """One Parquet file of edits: the unit of work and of resuming."""
+
+    folder: Folder
+    name: str
+
+
+def find_benchmark(inputs: Mapping[str, Artifact]) -> tuple[str, Benchmark]:
+    for stage in sorted(inputs, key=lambda name: (name != BENCHMARK, name)):
+        folder = inputs[stage].folder
+        names = tuple(
+            name
+            for name in folder.list(".parquet", recursive=True)
+            if (stage == BENCHMARK or name.startswith(BENCHMARK))
+            and set(BENCHMARK_COLUMNS) <= set(_columns(folder, name))
+        )
+        if names:
+            return stage, Benchmark(folder, names)
+    raise UserError(
+        f"evaluate: there is no benchmark in what it got ({', '.join(sorted(inputs))}): a stage `benchmark`, "
+        f"or tables whose names begin so, with the columns {', '.join(BENCHMARK_COLUMNS)}."
+    )
+
+
+def read_items(benchmark: Benchmark) -> dict[str, dict[str, Any]]:
+    items: dict[str, dict[str, Any]] = {}
+    for name in benchmark.names:
+        for row in benchmark.folder.read_table(name, ["item_id", "source_id", "edit_type"]).to_pylist():
+            if row["item_id"] in items:
+                raise UserError(f"evaluate: {benchmark.folder.path(name)} has item {row['item_id']!r} twice.")
+            items[row["item_id"]] = row
+    return items
+
+
+def _columns(folder: Folder, name: str) -> list[str]:
+    with folder.open(name) as stream:
+        return pq.ParquetFile(stream).schema_arrow.names
+
+
+def find_edits(inputs: Mapping[str, Artifact]) -> dict[str, EditsFile]:
+    files = {
+        f"{stage}/{name}": EditsFile(artifact.folder, name)
+        for stage, artifact in sorted(inputs.items())
+        for name in artifact.folder.list(".parquet", recursive=True)
+        if set(EDITS_COLUMNS) <= set(_columns(artifact.folder, name))
+    }
+    if not files:
+        raise UserError(f"evaluate: there are no edits to score in what it got: {', '.join(sorted(inputs))}.")
+    return files
+
+
+def check_edits(files: Mapping[str, EditsFile], items: Mapping[str, Any]) -> list[str]:
+    """The methods, in the order of the files; every (item, method) must be known and stand there once."""
+    seen: dict[tuple[str, str], str] = {}
+    for name, file in files.items():
+        table = file.folder.read_table(file.name, ["item_id", "method"])
+        for item_id, method in zip(table["item_id"].to_pylist(), table["method"].to_pylist(), strict=True):
+            if item_id not in items:
+                raise UserError(
+                    f"evaluate: {name} has an edit of {item_id!r}, which the benchmark doesn't have."
+                )
+            if other := seen.get((item_id, method)):
+                raise UserError(
+                    f"evaluate: item {item_id!r} has two edits by {method!r}, in {other} and {name}."
+                )
+            seen[item_id, method] = name
+    return list(dict.fromkeys(method for _, method in seen))
+
+
+def pairs(benchmark: Benchmark, file: EditsFile) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    edits = file.folder.read_table(file.name, list(EDITS_COLUMNS)).to_pylist()
+    wanted = {edit["item_id"] for edit in edits}
+    items = {}
+    for name in benchmark.names:
+        table = benchmark.folder.read_table(name, list(BENCHMARK_COLUMNS))
+        chosen = pa.array([item_id in wanted for item_id in table["item_id"].to_pylist()])
+        items |= {row["item_id"]: row for row in table.filter(chosen).to_pylist()}
+    for edit in edits:
+        yield items[edit["item_id"]], edit
+
+
+def read_image(data: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width}x{image.height} pixels are over {MAX_PIXELS}")
+        return image.convert("RGB")

@@ -1,0 +1,1 @@
+"""Images of any origin in, shards of samples with content ids out."""

@@ -1,0 +1,255 @@
+"""What the report shows, read from the artifacts that it got and from the record of the run. Missing parts
+stay empty.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster import record
+from cluster.artifacts import Artifact, read_artifact
+from cluster.folder import Folder
+
+ALL = "all"
+MAX_REASONS = 12
+MAX_REASON_LENGTH = 120
+
+
+@dataclasses.dataclass(frozen=True)
+class StageNode:
+    """A stage as the graph shows it; `seconds` is what its artifact took to make, also where it came from
+    the cache.
+    """
+
+    name: str
+    status: str
+    seconds: float | None
+    rows: int | None
+    needs: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """One logged quantity of a training: values over steps."""
+
+    name: str
+    steps: list[float]
+    values: list[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What didn't work: how many rows of a stage's table ended with a reason, or one incident (count
+    None).
+    """
+
+    stage: str
+    outcome: str
+    text: str
+    count: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class GalleryItem:
+    """One benchmark item with every method's edit: `edits[method]` is (image or None, its row of the
+    scores).
+    """
+
+    item_id: str
+    edit_type: str
+    instruction: str
+    source: bytes
+    edits: dict[str, tuple[bytes | None, dict[str, Any]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportData:
+    run_id: str
+    profile: str
+    nodes: list[StageNode]
+    methods: list[str]
+    edit_types: list[str]
+    summary: dict[
+        tuple[str, str, str], dict[str, Any]
+    ]  # (method, edit type, metric) -> mean, low, high, num_items
+    comparisons: list[dict[str, Any]]
+    agreement: list[dict[str, Any]]
+    num_expected: int
+    confidence: float
+    gallery: list[GalleryItem]
+    curves: dict[str, list[Curve]]  # by training stage
+    problems: list[Problem]
+    num_rows: dict[str, int]  # rows by stage
+    tables: dict[str, pa.Table]  # what is written as CSV
+
+
+def gather(inputs: Mapping[str, Artifact], root: str, run_id: str, num_gallery: int) -> ReportData:
+    """Reads everything; of the images only those of the gallery."""
+    run = record.read_run(Folder(root), run_id)
+    tables = _read_figures(inputs.get("evaluate"))
+    scores = tables["scores"].to_pylist() if "scores" in tables else []
+    summary = tables["summary"].to_pylist() if "summary" in tables else []
+    config = inputs["evaluate"].manifest.config if "evaluate" in inputs else {}
+    return ReportData(
+        run_id=run_id,
+        profile=run.profile if run else "",
+        nodes=_nodes(inputs, run, root),
+        methods=list(dict.fromkeys(row["method"] for row in scores)),
+        edit_types=sorted({row["edit_type"] for row in scores}),
+        summary={(row["method"], row["edit_type"], row["metric"]): row for row in summary},
+        comparisons=tables["comparisons"].to_pylist() if "comparisons" in tables else [],
+        agreement=tables["agreement"].to_pylist() if "agreement" in tables else [],
+        num_expected=len({row["item_id"] for row in scores}),
+        confidence=config.get("confidence", 0.95),
+        gallery=_gallery(inputs, scores, num_gallery),
+        curves={name: curves for name, artifact in inputs.items() if (curves := _curves(artifact.folder))},
+        problems=_problems(inputs, scores, root, run_id),
+        num_rows={name: a.manifest.rows for name, a in inputs.items() if a.manifest.rows is not None},
+        tables=tables,
+    )
+
+
+def _read_figures(artifact: Artifact | None) -> dict[str, pa.Table]:
+    if artifact is None:
+        return {}
+    names = {
+        "scores": "scores.parquet",
+        "summary": "figures/summary.parquet",
+        "comparisons": "figures/comparisons.parquet",
+        "agreement": "figures/agreement.parquet",
+    }
+    return {
+        key: artifact.folder.read_table(name) for key, name in names.items() if artifact.folder.exists(name)
+    }
+
+
+def _nodes(inputs: Mapping[str, Artifact], run: record.RunRecord | None, root: str) -> list[StageNode]:
+    """The run's stages in its order, or without a record the stages of the inputs; the needs as the
+    manifests say.
+    """
+    stages = run.stages if run else {name: record.StageRecord(status="ran") for name in inputs}
+    nodes = []
+    for name, stage in stages.items():
+        artifact = inputs.get(name)
+        if artifact is None and stage.fingerprint and stage.status in ("ran", "cached"):
+            artifact = read_artifact(Folder(root), name, stage.fingerprint)
+        if artifact is not None:
+            manifest = artifact.manifest
+            needs = tuple(parent for parent in manifest.parents if parent in stages)
+            nodes.append(
+                StageNode(name, stage.status, manifest.seconds or stage.seconds, manifest.rows, needs)
+            )
+        else:  # not finished: this report itself is still running
+            needs = tuple(inputs) if name == "report" else ()
+            nodes.append(StageNode(name, stage.status, stage.seconds or None, stage.rows, needs))
+    return nodes
+
+
+def _tables_with(folder: Folder, columns: Sequence[str]) -> list[str]:
+    names = []
+    for name in folder.list(".parquet", recursive=True):
+        with folder.open(name) as stream:
+            if set(columns) <= set(pq.ParquetFile(stream).schema_arrow.names):
+                names.append(name)
+    return names
+
+
+def choose_items(scores: Sequence[Mapping[str, Any]], num_items: int) -> list[str]:
+    """Items for the gallery: as many of each edit type, in the order of their ids, whatever their scores."""
+    by_type: dict[str, list[str]] = {}
+    for item_id, edit_type in sorted({(row["item_id"], row["edit_type"]) for row in scores}):
+        by_type.setdefault(edit_type, []).append(item_id)
+    chosen: list[str] = []
+    while len(chosen) < num_items and any(by_type.values()):
+        for edit_type in sorted(by_type):
+            if by_type[edit_type] and len(chosen) < num_items:
+                chosen.append(by_type[edit_type].pop(0))
+    return chosen
+
+
+def _gallery(
+    inputs: Mapping[str, Artifact], scores: Sequence[Mapping[str, Any]], num_gallery: int
+) -> list[GalleryItem]:
+    chosen = choose_items(scores, num_gallery)
+    items: dict[str, dict[str, Any]] = {}
+    images: dict[tuple[str, str], bytes] = {}
+    for artifact in inputs.values():
+        for name in _tables_with(artifact.folder, ("item_id", "image")):
+            columns = artifact.folder.read_table(name, ["item_id"])["item_id"].to_pylist()
+            if not set(columns) & set(chosen):
+                continue
+            table = artifact.folder.read_table(name)
+            rows = table.filter(pa.array([item_id in chosen for item_id in columns])).to_pylist()
+            for row in rows:
+                if "method" in row:
+                    images[row["item_id"], row["method"]] = row["image"]
+                elif "instruction" in row:
+                    items[row["item_id"]] = row
+    by_item: dict[str, dict[str, dict[str, Any]]] = collections.defaultdict(dict)
+    for row in scores:
+        by_item[row["item_id"]][row["method"]] = dict(row)
+    return [
+        GalleryItem(
+            item_id,
+            items[item_id]["edit_type"],
+            items[item_id]["instruction"],
+            items[item_id]["image"],
+            {method: (images.get((item_id, method)), row) for method, row in by_item[item_id].items()},
+        )
+        for item_id in chosen
+        if item_id in items
+    ]
+
+
+def _curves(folder: Folder) -> list[Curve]:
+    """The curves of `history.parquet` or `history.jsonl` (columns step, name, value); empty where there is
+    neither.
+    """
+    if folder.exists("history.parquet"):
+        rows = folder.read_table("history.parquet", ["step", "name", "value"]).to_pylist()
+    elif folder.exists("history.jsonl"):
+        rows = [json.loads(line) for line in folder.read_text("history.jsonl").splitlines() if line.strip()]
+    else:
+        return []
+    curves: dict[str, Curve] = {}
+    for row in sorted(rows, key=lambda r: r["step"]):
+        if row["value"] is not None:
+            curve = curves.setdefault(row["name"], Curve(row["name"], [], []))
+            curve.steps.append(float(row["step"]))
+            curve.values.append(float(row["value"]))
+    return list(curves.values())
+
+
+def _problems(
+    inputs: Mapping[str, Artifact], scores: Sequence[Mapping[str, Any]], root: str, run_id: str
+) -> list[Problem]:
+    problems = []
+    for stage, artifact in inputs.items():
+        counts: collections.Counter[tuple[str, str]] = collections.Counter()
+        for name in _tables_with(artifact.folder, ("outcome", "reason")):
+            for row in artifact.folder.read_table(name, ["outcome", "reason"]).to_pylist():
+                if row["outcome"] != "ok":
+                    counts[row["outcome"], (row["reason"] or "no reason given").split(":")[0]] += 1
+        problems += [
+            Problem(stage, outcome, reason, count)
+            for (outcome, reason), count in counts.most_common(MAX_REASONS)
+        ]
+    unscored = collections.Counter(
+        (row["method"], row["unscored"][:MAX_REASON_LENGTH]) for row in scores if row["unscored"]
+    )
+    problems += [
+        Problem("evaluate", "unscored", f"{method}: {reason}", count)
+        for (method, reason), count in unscored.most_common(MAX_REASONS)
+    ]
+    problems += [
+        Problem(incident["stage"], "incident", incident["text"], None)
+        for incident in record.read_incidents(Folder(root), run_id)
+    ]
+    return problems

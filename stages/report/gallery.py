@@ -1,0 +1,145 @@
+"""The pictures: a few examples at the top, and the gallery of every method's edits side by side."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+from PIL import Image
+
+from stages.report import words
+from stages.report.charts import escape
+from stages.report.data import GalleryItem, ReportData
+from stages.report.results import ordered_methods, star_method
+
+NUM_EXAMPLES = 3
+MAX_SIDE = 384  # larger pictures are reduced for the page
+MAX_PIXELS = 50_000_000
+PIXEL_ART_SIDE = 128  # pictures up to this size are enlarged without smoothing
+
+
+def picture(data: bytes | None, alt: str) -> str:
+    """An image element with its PNG inline, or a box that says that there is none."""
+    try:
+        with Image.open(io.BytesIO(data or b""), formats=("PNG", "JPEG", "WEBP")) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError("too large to show")
+            image = image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return '<div class="missing">no image</div>'
+    css_class = ' class="pixels"' if max(image.size) <= PIXEL_ART_SIDE else ""
+    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return (
+        f'<img{css_class} src="data:image/png;base64,{encoded}" width="{image.width}" '
+        f'height="{image.height}" alt="{escape(alt)}">'
+    )
+
+
+def _is_right(scores: dict[str, Any]) -> bool | None:
+    right = scores["whole_scene_right"]
+    return None if right is None else right > 0.5
+
+
+def examples(data: ReportData) -> str:
+    """The star method's first edits that came out right, of different edit types; or just its first ones."""
+    star = star_method(data)
+    if star is None:
+        return ""
+    shown = [item for item in data.gallery if item.edits.get(star, (None, {}))[0]]
+    right = [item for item in shown if _is_right(item.edits[star][1])]
+    chosen: list[GalleryItem] = []
+    for item in right or shown:
+        if len(chosen) < NUM_EXAMPLES and item.edit_type not in {other.edit_type for other in chosen}:
+            chosen.append(item)
+    if not chosen:
+        return ""
+    label = escape(words.method(star).label)
+    note = (
+        f"Edits that {label} got exactly right; the gallery shows the others too."
+        if right
+        else f"Edits by {label}."
+    )
+    rows = "".join(
+        f'<div class="example">{picture(item.source, "source")}<span class="arrow" '
+        'aria-hidden="true">→</span>'
+        f"{picture(item.edits[star][0], 'edited')}<q>{escape(item.instruction)}</q></div>"
+        for item in chosen
+    )
+    return f'<div class="examples">{rows}<p class="note">{note}</p></div>'
+
+
+def gallery(data: ReportData) -> str:
+    if not data.gallery:
+        return ""
+    star = star_method(data)
+    methods = ordered_methods(data, by_value=False)
+    edit_types = sorted({item.edit_type for item in data.gallery})
+    filters = _filter("type", "edit type", [("", "All edits"), *((t, t) for t in edit_types)])
+    if star and any(
+        _is_right(item.edits[star][1]) is not None for item in data.gallery if star in item.edits
+    ):
+        label = words.method(star).label
+        filters += _filter(
+            "right", "result", [("", "Right or not"), ("yes", f"{label} right"), ("no", f"{label} not right")]
+        )
+    items = "".join(_item(item, methods, star) for item in data.gallery)
+    return (
+        '<section id="gallery"><h2>See for yourself</h2><p class="lead">The same items for every method, '
+        "taken evenly from the kinds of edit in the order of their ids, whatever came out.</p>"
+        f'<div class="filters">{filters}</div><p class="count" aria-live="polite"></p>{items}</section>'
+    )
+
+
+def _filter(name: str, label: str, options: list[tuple[str, str]]) -> str:
+    buttons = "".join(
+        f'<button type="button" data-filter="{name}" data-value="{escape(value)}" '
+        f'aria-pressed="{"false" if value else "true"}">{escape(text)}</button>'
+        for value, text in options
+    )
+    return f'<div role="group" aria-label="{label}">{buttons}</div>'
+
+
+def _item(item: GalleryItem, methods: list[str], star: str | None) -> str:
+    source = f"<figure>{picture(item.source, 'source')}<figcaption><b>Source</b></figcaption></figure>"
+    figures = "".join(_edit(item, method, method == star) for method in methods)
+    right = _is_right(item.edits[star][1]) if star in item.edits else None
+    state = {True: "yes", False: "no", None: ""}[right]
+    return (
+        f'<article class="item" data-type="{escape(item.edit_type)}" data-right="{state}">'
+        f"<h3>{escape(item.instruction)}<small>{escape(item.edit_type)}</small></h3>"
+        f'<div class="strip" style="--n:{len(methods) + 1}">{source}{figures}</div></article>'
+    )
+
+
+def _edit(item: GalleryItem, method: str, is_star: bool) -> str:
+    image, scores = item.edits.get(method, (None, {}))
+    label = words.method(method).label
+    css_class = ' class="ours"' if is_star else ""
+    return (
+        f"<figure{css_class}>{picture(image, f'{label}: {item.instruction}')}<figcaption>"
+        f"<b>{escape(label)}</b>{_verdict(scores)}</figcaption></figure>"
+    )
+
+
+def _verdict(scores: dict[str, Any]) -> str:
+    """What the oracle says in a word or two, and the judge's overall score."""
+    parts = []
+    success, preservation = scores.get("edit_success"), scores.get("preservation")
+    if success is not None and preservation is not None:
+        texts = {
+            (True, True): "✓ exactly right",
+            (True, False): "✗ rest changed",
+            (False, True): "✗ edit not done",
+            (False, False): "✗ neither",
+        }
+        done = success > 0.5, preservation > 0.5
+        parts.append(f'<span class="{"ok" if all(done) else "not"}">{texts[done]}</span>')
+    if scores.get("judge_overall") is not None:
+        parts.append(f"<small>judge {words.value('judge_overall', scores['judge_overall'])}</small>")
+    if scores.get("unscored"):
+        parts.append(f'<small title="{escape(scores["unscored"])}">not fully scored</small>')
+    return "".join(parts)

@@ -1,0 +1,85 @@
+"""What the report calls methods, metrics and training curves, and how it prints their values."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """`role`: ours (trained here without pairs), bound (knows the true pairs), base (learns nothing from the
+    data).
+    """
+
+    label: str
+    description: str
+    role: str
+
+
+METHODS = {
+    "byg": Method("ByG", "trained without edit pairs", "ours"),
+    "np_edit": Method("NP-Edit", "trained without edit pairs", "ours"),
+    "sft": Method("Supervised", "trained on true pairs", "bound"),
+    "sdedit": Method("SDEdit", "noised, then redrawn", "base"),
+    "regenerate": Method("Regenerate", "drawn from the target caption", "base"),
+    "untrained": Method("Untrained", "the base model as it is", "base"),
+    "copy": Method("Copy", "the source, unchanged", "base"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """`maximum`: the end of its scale (None: open); shares are printed in per cent."""
+
+    label: str
+    maximum: float | None
+    is_share: bool = False
+    higher_is_better: bool = True
+
+
+METRICS = {
+    "whole_scene_right": Metric("Exactly right", 1.0, True),
+    "edit_success": Metric("Edit done", 1.0, True),
+    "preservation": Metric("Rest kept", 1.0, True),
+    "judge_overall": Metric("Judge overall", 10.0),
+    "judge_success": Metric("Judge: success", 10.0),
+    "judge_over_editing": Metric("Judge: over-editing", 10.0),
+    "judge_naturalness": Metric("Judge: naturalness", 10.0),
+    "judge_artifacts": Metric("Judge: artifacts", 10.0),
+    "psnr_unedited": Metric("PSNR where nothing changes, dB", None),
+    "l1": Metric("L1 to the source", None, higher_is_better=False),
+    "psnr": Metric("PSNR to the source, dB", None),
+    "ssim": Metric("SSIM to the source", None),
+}
+
+
+def method(name: str) -> Method:
+    return METHODS.get(name, Method(name.replace("_", " "), "", "base"))
+
+
+def value(metric: str, number: float | None) -> str:
+    """A metric's value in print; an en dash where there is none."""
+    if number is None:
+        return "–"
+    kind = METRICS[metric]
+    if kind.is_share:
+        return f"{100 * number:.0f}%"
+    return f"{number:.1f}" if kind.maximum or abs(number) >= 10 else f"{number:.3f}"
+
+
+def signed(number: float, digits: int) -> str:
+    return f"{number:+.{digits}f}".replace("-", "\u2212")
+
+
+def interval(metric: str, low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return ""
+    if METRICS[metric].is_share:
+        return f"{100 * low:.0f} to {100 * high:.0f}".replace("-", "\u2212")
+    return f"{value(metric, low)} to {value(metric, high)}"
+
+
+def p_value(number: float | None) -> str:
+    if number is None:
+        return "–"
+    return "< 0.001" if number < 0.001 else f"{number:.3f}"

@@ -1,0 +1,175 @@
+"""The rules of edit tuples: every rule fires on the row that breaks it, and on nothing else."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from stages.caption.edits import rules
+from stages.starter import world
+
+REMOVE = {
+    "edit_type": "remove",
+    "src_caption": "A brown dog lies beside a red sofa in a living room with two tall windows.",
+    "instruction": "Remove the brown dog beside the sofa.",
+    "tgt_caption": "A red sofa in a living room with two tall windows.",
+    "reverse_instruction": "Add a brown dog that lies beside the red sofa.",
+}
+COLOR = {
+    "edit_type": "color",
+    "src_caption": "A woman in a red coat waits at a stop in light snow with bare trees behind.",
+    "instruction": "Change the color of the woman's coat to dark green.",
+    "tgt_caption": "A woman in a dark green coat waits at a stop in light snow with bare trees behind.",
+    "reverse_instruction": "Make the woman's dark green coat red.",
+}
+REPLACE = {
+    "edit_type": "replace",
+    "src_caption": "red circle top left and blue square bottom right on gray background",
+    "instruction": "replace the red circle with a red triangle",
+    "tgt_caption": "red triangle top left and blue square bottom right on gray background",
+    "reverse_instruction": "replace the red triangle with a red circle",
+}
+ADD = {
+    "edit_type": "add",
+    "src_caption": "red circle top left on gray background",
+    "instruction": "add a blue square bottom right",
+    "tgt_caption": "red circle top left and blue square bottom right on gray background",
+    "reverse_instruction": "remove the blue square",
+}
+STYLE = {
+    "edit_type": "style",
+    "src_caption": "A photorealistic view of a harbor with boats, houses and a lighthouse under a clear sky.",
+    "instruction": "Turn the image into an oil painting.",
+    "tgt_caption": "An oil painting of a harbor with boats, houses and a lighthouse under a clear sky.",
+    "reverse_instruction": "Turn the oil painting into a photorealistic photo.",
+}
+GOOD = (REMOVE, COLOR, REPLACE, ADD, STYLE)
+OFFERED = ("remove", "color", "replace", "add", "style")
+
+
+@pytest.mark.parametrize("row", GOOD, ids=lambda row: row["edit_type"])
+def test_good_row_breaks_no_rule(row):
+    assert rules.check(row, OFFERED) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "change", "reason"),
+    [
+        (REMOVE, {"instruction": "  "}, "empty_field:instruction"),
+        (REMOVE, {"edit_type": "shape"}, "edit_type_not_offered"),
+        (REMOVE, {"tgt_caption": REMOVE["src_caption"]}, "captions_equal"),
+        (COLOR, {"reverse_instruction": COLOR["instruction"]}, "instructions_equal"),
+        (COLOR, {"tgt_caption": COLOR["tgt_caption"] * 12}, "too_long"),
+        (COLOR, {"instruction": "Green"}, "too_short"),
+        (
+            COLOR,
+            {
+                "tgt_caption": "A woman in a coat that is now dark green waits at a stop in light snow, with "
+                "parked cars and bare trees behind."
+            },
+            "target_tells_of_the_edit",
+        ),
+        (
+            COLOR,
+            {"tgt_caption": COLOR["tgt_caption"].replace("in a dark", "in a coat changed to dark")},
+            "target_tells_of_the_edit",
+        ),
+        (REMOVE, {"tgt_caption": REMOVE["tgt_caption"][:-1] + " without a dog."}, "target_tells_of_the_edit"),
+        (
+            REMOVE,
+            {"reverse_instruction": "Restore the brown dog beside the red sofa."},
+            "reverse_not_self_contained",
+        ),
+        (REMOVE, {"reverse_instruction": "Undo the removal of the brown dog."}, "reverse_not_self_contained"),
+        (
+            COLOR,
+            {"reverse_instruction": "Give the coat its original red color."},
+            "reverse_not_self_contained",
+        ),
+        (COLOR, {"reverse_instruction": "Revert the green coat to red."}, "reverse_not_self_contained"),
+        (REMOVE, {"instruction": "Make the room emptier."}, "object_not_found"),
+        (REMOVE, {"instruction": "Remove the white cat."}, "object_not_in_source"),
+        (
+            REMOVE,
+            {"tgt_caption": "A brown dog and a red sofa in a living room with two tall windows."},
+            "old_object_in_target",
+        ),
+        (
+            ADD,
+            {"tgt_caption": "red circle top left and blue triangle bottom right on gray background"},
+            "added_object_not_in_target",
+        ),
+        (ADD, {"reverse_instruction": "remove the green square"}, "reverse_names_another_object"),
+        (
+            REPLACE,
+            {"reverse_instruction": "replace the red square with a red circle"},
+            "reverse_names_another_object",
+        ),
+        (
+            REPLACE,
+            {"tgt_caption": "red triangle top left and green square bottom right on gray background"},
+            "target_has_unexplained_words",
+        ),
+        (
+            REPLACE,
+            {"tgt_caption": "red triangle top left and square bottom right on gray background"},
+            "source_words_lost",
+        ),
+        (COLOR, {"instruction": "Change the coat of the woman."}, "instruction_does_not_lead_to_target"),
+        (
+            COLOR,
+            {"reverse_instruction": "Make the coat of the woman yellow."},
+            "reverse_does_not_lead_to_source",
+        ),
+    ],
+)
+def test_rule_fires(row, change, reason):
+    assert reason in rules.check({**row, **change}, OFFERED)
+
+
+def test_words_that_only_look_forbidden_pass():
+    row = {**COLOR, "src_caption": COLOR["src_caption"].replace("light snow", "knowing snowfall")}
+    row["tgt_caption"] = COLOR["tgt_caption"].replace("light snow", "knowing snowfall")
+    assert rules.check(row, OFFERED) == []
+
+
+@pytest.mark.parametrize(
+    ("edit_type", "instruction", "name"),
+    [
+        ("remove", "Remove the brown dog beside the sofa.", "brown dog"),
+        ("remove", "Please take out all of the parked cars, please", "parked cars"),
+        ("add", "Add a small red boat to the lake.", "small red boat"),
+        ("replace", "Replace the two cats with a fox", "cats"),
+        ("replace", "turn the car into a bus", "car"),
+        ("color", "make the red circle blue", ""),
+        ("remove", "make it empty", ""),
+    ],
+)
+def test_find_object(edit_type, instruction, name):
+    assert rules.find_object(edit_type, instruction) == name
+
+
+def test_another_object_of_the_kind_may_stay():
+    row = {
+        "edit_type": "remove",
+        "src_caption": "red circle top left and blue circle top right on teal background",
+        "instruction": "remove the red circle",
+        "tgt_caption": "blue circle top right on teal background",
+        "reverse_instruction": "add a red circle top left",
+    }
+    assert rules.check(row, ["remove"]) == []
+
+
+def test_true_edits_of_the_scene_world_pass_and_wrong_targets_do_not():
+    generator = np.random.default_rng(0)
+    caught, wrong = 0, 0
+    for _ in range(400):
+        edit = world.sample_edit(world.sample_scene(generator), generator)
+        row = {f.name: getattr(edit, f.name) for f in dataclasses.fields(edit) if f.name in rules.FIELDS}
+        assert rules.check(row, world.EDIT_TYPES) == [], row
+        assert rules.find_object(edit.edit_type, edit.instruction) in (edit.object, "")
+        other = world.sample_edit(edit.source, generator)
+        if other.tgt_caption != edit.tgt_caption:
+            wrong += 1
+            caught += rules.check({**row, "tgt_caption": other.tgt_caption}, world.EDIT_TYPES) != []
+    assert caught / wrong > 0.9

@@ -1,0 +1,108 @@
+import math
+
+import pyarrow as pa
+import pytest
+
+from stages.evaluate.statistics import wilson
+from stages.evaluate.summary import SCORES_SCHEMA, compare, judge_agreement, results, summarise
+
+OPTIONS = {"seed": 0, "confidence": 0.95, "num_resamples": 200}
+
+
+def score(method, item, edit_type="color", source=None, **values):
+    names = {"method": method, "item_id": item, "source_id": source or item, "edit_type": edit_type}
+    return names | values
+
+
+def table(*rows):
+    return pa.Table.from_pylist(list(rows), SCORES_SCHEMA)
+
+
+def figure(summary, method, metric, edit_type="all"):
+    rows = [
+        row
+        for row in summary.to_pylist()
+        if (row["method"], row["metric"], row["edit_type"]) == (method, metric, edit_type)
+    ]
+    return rows[0] if rows else None
+
+
+SCORES = table(
+    score("byg", "1", whole_scene_right=1.0, judge_overall=8.0),
+    score("byg", "2", whole_scene_right=0.0, judge_overall=None, unscored="judge sc: no_json"),
+    score("byg", "3", "remove", whole_scene_right=1.0, judge_overall=2.0),
+    score("byg", "4", "remove", unscored="missing: the method gave no image"),
+    score("copy", "1", whole_scene_right=0.0, judge_overall=3.0),
+    score("copy", "2", whole_scene_right=0.0, judge_overall=3.0),
+    score("copy", "3", "remove", whole_scene_right=0.0, judge_overall=3.0),
+    score("copy", "4", "remove", whole_scene_right=0.0, judge_overall=3.0),
+)
+
+
+def test_unscored_items_are_left_out_and_counted():
+    summary = summarise(SCORES, **OPTIONS)
+    right = figure(summary, "byg", "whole_scene_right")
+    assert right["mean"] == pytest.approx(2 / 3)
+    assert (right["num_items"], right["num_expected"]) == (3, 4)
+    assert (right["low"], right["high"]) == pytest.approx(wilson(2, 3))
+    assert figure(summary, "byg", "judge_overall")["mean"] == 5.0
+    assert figure(summary, "byg", "judge_overall", "color")["mean"] == 8.0
+    assert figure(summary, "byg", "whole_scene_right", "remove")["num_items"] == 1
+    assert figure(summary, "byg", "l1") is None
+
+
+def test_results_of_the_run():
+    values = results(summarise(SCORES, **OPTIONS), ["byg", "copy"], 4)
+    assert values["byg"]["whole_scene_right"] == pytest.approx(2 / 3)
+    assert (values["byg"]["num_items"], values["byg"]["num_judged"], values["byg"]["num_expected"]) == (
+        3,
+        2,
+        4,
+    )
+    assert values["byg"]["judge_overall_macro"] == pytest.approx((8 + 2) / 2)
+    assert values["byg"]["edit_success"] is None  # not measured, so not 0
+    assert values["copy"]["whole_scene_right"] == 0.0
+
+
+def test_a_method_without_any_score_has_no_figures():
+    scores = table(score("byg", "1", unscored="image: broken"))
+    assert results(summarise(scores, **OPTIONS), ["byg"], 1)["byg"]["num_items"] == 0
+
+
+def test_comparison_pairs_items():
+    row = next(
+        row
+        for row in compare(SCORES, **OPTIONS).to_pylist()
+        if (row["metric"], row["edit_type"]) == ("judge_overall", "all")
+    )
+    assert (row["first"], row["second"], row["num_items"]) == ("byg", "copy", 2)
+    assert row["difference"] == pytest.approx(((8 - 3) + (2 - 3)) / 2)
+
+
+def test_methods_over_different_items_are_not_compared():
+    with pytest.raises(ValueError, match="different items"):
+        compare(table(score("a", "1", judge_overall=1.0), score("b", "2", judge_overall=1.0)), **OPTIONS)
+
+
+def test_a_further_method_moves_no_other_interval():
+    scores = table(
+        *(score("byg", str(i), source=str(i // 2), judge_overall=float(i % 7)) for i in range(40)),
+    )
+    more = pa.concat_tables([table(*(score("a", str(i), judge_overall=1.0) for i in range(40))), scores])
+    alone = figure(summarise(scores, **OPTIONS), "byg", "judge_overall")
+    assert figure(summarise(more, **OPTIONS), "byg", "judge_overall") == alone
+    assert alone["num_clusters"] == 20
+
+
+def test_judge_agreement_takes_five_as_yes():
+    scores = table(
+        score("byg", "1", judge_success=5.0, edit_success=1.0),
+        score("byg", "2", judge_success=4.9, edit_success=1.0),
+        score("byg", "3", judge_success=0.0, edit_success=0.0),
+        score("byg", "4", judge_success=None, edit_success=1.0),
+    )
+    rows = judge_agreement(scores).to_pylist()
+    assert {row["method"] for row in rows} == {"all", "byg"}
+    assert rows[0]["agreement"] == pytest.approx(2 / 3)
+    assert (rows[0]["num_items"], rows[0]["only_second"]) == (3, 1)
+    assert not math.isnan(rows[0]["kappa"])

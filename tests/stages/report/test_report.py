@@ -1,0 +1,167 @@
+import csv
+import html.parser
+import io
+import re
+
+import pytest
+
+from cluster.artifacts import Artifact
+from stages.report.data import choose_items, gather
+from stages.report.page import render_page
+from stages.report.stage import ReportConfig, write_report
+from tests.stages.ingest.context import make_context
+from tests.stages.report.example_run import RUN_ID, SHARE_RIGHT, build_run
+
+HOSTILE = (
+    """make it <script>alert(1)</script> "red" '<img src=x onerror=alert(2)>' & https://evil.example/a.png"""
+)
+VOID = {"meta", "img", "br"}
+
+
+class Page(html.parser.HTMLParser):
+    """The page's elements and text; checks that every element is closed where it was opened."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.texts, self._open = [], [], []
+        self.feed(text)
+        assert not self._open
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        if not self._open or self._open[-1] not in ("script", "style"):
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    root = tmp_path_factory.mktemp("root")
+    return str(root), build_run(str(root), num_items=30, instruction=HOSTILE)
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    root, inputs = run
+    text = render_page(gather(inputs, root, RUN_ID, 30), 'Title with <b> & "quotes"')
+    return text, Page(text)
+
+
+def test_nothing_comes_from_outside(page):
+    text, parsed = page
+    for tag, attributes in parsed.elements:
+        for name in ("src", "href", "srcset", "action", "data", "poster"):
+            if attributes.get(name):
+                assert attributes[name].startswith("data:image/png;base64,"), (tag, attributes)
+        assert tag not in ("link", "iframe", "object", "embed", "base")
+    policy = next(
+        a["content"] for tag, a in parsed.elements if a.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert "default-src 'none'" in policy and "http" not in policy
+    assert "url(" not in text and "@import" not in text
+
+
+def test_hostile_text_stays_text(page):
+    text, parsed = page
+    assert HOSTILE in parsed.text  # shown as it is written
+    assert sum(tag == "script" for tag, _ in parsed.elements) == 1
+    assert not any(name.startswith("on") for _, attributes in parsed.elements for name in attributes)
+    assert 'Title with <b> & "quotes"' in parsed.text
+    assert "<script>alert" not in text
+
+
+def test_the_headline_states_the_result_of_the_summary(run, page):
+    root, inputs = run
+    data = gather(inputs, root, RUN_ID, 0)
+    share = data.summary["byg", "all", "whole_scene_right"]["mean"]
+    headline = re.search(r"<h1>(.*?)</h1>", page[0]).group(1)
+    assert f"{100 * share:.0f}%" in headline
+    assert "30 held-out edits" in page[1].text
+
+
+def test_all_parts_are_there(page):
+    sections = [attributes["id"] for tag, attributes in page[1].elements if tag == "section"]
+    assert sections == ["stages", "results", "types", "gallery", "training", "judge", "problems"]
+    text = page[1].text
+    for name in (
+        "train_byg",
+        "5\xa0min 11\xa0s".replace("\xa0", " "),
+        "Supervised",
+        "loss/prior",
+        "target_not_new",
+    ):
+        assert name in text.replace("\xa0", " ")
+    assert "it was started again" in text
+
+
+def test_gallery_shows_every_item_with_every_method(page):
+    items = [attributes for tag, attributes in page[1].elements if tag == "article"]
+    assert len(items) == 30
+    pixelated = [
+        attributes for tag, attributes in page[1].elements if tag == "img" and attributes.get("class")
+    ]
+    assert len(pixelated) >= 30 * (1 + len(SHARE_RIGHT))
+    assert {attributes["data-right"] for attributes in items} == {"yes", "no"}
+
+
+def test_gallery_takes_edit_types_evenly_and_ignores_scores():
+    scores = [
+        {"item_id": f"{i}", "edit_type": "color" if i < 6 else "remove", "whole_scene_right": i % 2}
+        for i in range(9)
+    ]
+    assert choose_items(scores, 4) == ["0", "6", "1", "7"]
+    assert len(choose_items(scores, 100)) == 9
+    assert choose_items([], 5) == []
+
+
+def test_artifact_and_tables(run, tmp_path):
+    root, inputs = run
+    context = make_context(tmp_path, "report")
+    context.root = root
+    write_report(inputs, ReportConfig(num_gallery=5), context)
+    assert context.rows == 5
+    assert context.out.read_text("report.html").startswith("<!doctype html>")
+    rows = list(csv.DictReader(io.StringIO(context.out.read_text("tables/scores.csv"))))
+    assert len(rows) == 30 * len(SHARE_RIGHT)
+    assert {"summary", "comparisons", "agreement"} <= {
+        name.removeprefix("tables/").removesuffix(".csv") for name in context.out.list(".csv", recursive=True)
+    }
+
+
+@pytest.mark.parametrize(
+    "kept", [(), ("ingest",), ("ingest", "caption", "train_byg"), ("scenes", "evaluate")]
+)
+def test_it_uses_what_is_there(run, kept):
+    root, inputs = run
+    given: dict[str, Artifact] = {name: inputs[name] for name in kept}
+    page = Page(render_page(gather(given, root, RUN_ID, 4), "pairless"))
+    assert ("no scores yet" in page.text) == ("evaluate" not in kept)
+
+
+def test_a_run_without_a_record(run, tmp_path):
+    _, inputs = run
+    page = Page(render_page(gather(inputs, str(tmp_path), "another", 2), "pairless"))
+    assert "train_byg" in page.text
+
+
+def test_broken_and_missing_pictures_leave_a_box(run):
+    root, inputs = run
+    data = gather(inputs, root, RUN_ID, 2)
+    item = data.gallery[0]
+    item.edits["byg"] = (b"broken", item.edits["byg"][1])
+    item.edits["copy"] = (None, item.edits["copy"][1])
+    text = render_page(data, "pairless")
+    assert text.count("no image") == 2
