@@ -222,7 +222,7 @@ class StageTracker:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         version = self._client.create_model_version(
-            name, model.artifact_location, run_id=self.run_id, model_id=model.model_id, await_creation_for=0
+            name, f"models:/{model.model_id}", run_id=self.run_id, model_id=model.model_id, await_creation_for=0
         )
         return str(version.version)
 

@@ -125,7 +125,9 @@ def _print_end(plan: Sequence[Planned], summary: dict[str, Any], root: Folder, r
     print()
     for planned in plan:
         if planned.stage.name not in needed and planned.stage.name in run.artifacts:
-            print(f"{planned.stage.name}: {run.artifacts[planned.stage.name].folder.url}")
+            folder = run.artifacts[planned.stage.name].folder
+            pages = folder.list(".html")  # a page to open says more than the folder that it stands in
+            print(f"{planned.stage.name}: {folder.path(pages[0]) if pages else folder.url}")
     print(f"summary: {record.run_folder(root, run.journal.run.run_id).path('summary.json')}")
     if run.journal.run.tracking_uri:
         from cluster.tracking import open_command

@@ -12,15 +12,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python pipelines/full.py` sees only pipelines/
 
-from cluster.dag import Resources, Stage  # noqa: E402
-from pipelines.cli import main  # noqa: E402
-from stages.caption.stage import CaptionConfig, caption_images, caption_sources  # noqa: E402
-from stages.edit.stage import EditConfig, edit_images, edit_sources  # noqa: E402
-from stages.encode.stage import EncodeConfig, encode_pairs, encode_sources, encode_tuples  # noqa: E402
-from stages.evaluate.stage import EvaluateConfig, evaluate_edits, evaluate_sources  # noqa: E402
-from stages.ingest.stage import IngestConfig, ingest_images, ingest_sources  # noqa: E402
-from stages.report.stage import ReportConfig, write_report  # noqa: E402
-from stages.starter.stages import (  # noqa: E402
+from cluster.dag import Resources, Stage
+from pipelines.cli import main
+from stages.caption.stage import CaptionConfig, caption_images, caption_sources
+from stages.edit.stage import EditConfig, edit_images, edit_sources
+from stages.encode.stage import EncodeConfig, encode_pairs, encode_sources, encode_tuples
+from stages.evaluate.stage import EvaluateConfig, evaluate_edits, evaluate_sources
+from stages.ingest.stage import IngestConfig, ingest_images, ingest_sources
+from stages.report.stage import ReportConfig, write_report
+from stages.starter.stages import (
     BenchmarkConfig,
     PairsConfig,
     ScenesConfig,
@@ -29,7 +29,7 @@ from stages.starter.stages import (  # noqa: E402
     make_pairs,
     make_scenes,
 )
-from stages.train.stage import TrainByGConfig, TrainSFTConfig, train, train_sources  # noqa: E402
+from stages.train.stage import TrainByGConfig, TrainSFTConfig, train, train_sources
 
 # these only coordinate: the actors that they start ask for CPUs, GPUs and labels
 COORDINATE = Resources(cpus=0)

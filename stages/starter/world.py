@@ -123,7 +123,7 @@ class Edit:
         return Edit(**raw)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def object_mask(shape: str, size: int, place: int) -> np.ndarray:
     """The share of each pixel that the object covers, float64 `[32, 32]`, by 8x8 samples a pixel."""
     samples = 8
@@ -224,7 +224,8 @@ def possible_edit_types(scene: Scene) -> tuple[str, ...]:
     return tuple(
         edit_type
         for edit_type in EDIT_TYPES
-        if not (edit_type == "add" and len(scene.objects) > 1) and not (edit_type == "remove" and len(scene.objects) < 2)
+        if not (edit_type == "add" and len(scene.objects) > 1)
+        and not (edit_type == "remove" and len(scene.objects) < 2)
     )
 
 

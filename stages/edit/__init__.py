@@ -1,0 +1,1 @@
+"""Batch inference: every editor, trained here or a baseline, over a benchmark."""

@@ -1,0 +1,76 @@
+"""The items of a benchmark's tables."""
+
+from __future__ import annotations
+
+import collections
+import io
+import itertools
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from cluster.errors import UserError
+from cluster.folder import Folder
+from stages.edit.editors import Item
+
+ITEM_COLUMNS = ("item_id", "image", "instruction", "src_caption", "tgt_caption", "metadata")
+MAX_PIXELS = 50_000_000
+
+
+def _tables(benchmark: Folder) -> list[str]:
+    found = []
+    for name in benchmark.list(".parquet", recursive=True):
+        with benchmark.open(name) as stream:
+            if set(ITEM_COLUMNS) <= set(pq.ParquetFile(stream).schema_arrow.names):
+                found.append(name)
+    if not found:
+        raise UserError(f"edit: {benchmark.url} holds no table with the columns {', '.join(ITEM_COLUMNS)}.")
+    return found
+
+
+def item_ids_of(benchmark: Folder) -> list[str]:
+    """The ids of all items, in the order of the tables. Raises UserError for none or doubled ones."""
+    counts: collections.Counter[str] = collections.Counter()
+    for name in _tables(benchmark):
+        counts.update(benchmark.read_table(name, ["item_id"])["item_id"].to_pylist())
+    if not counts:
+        raise UserError(f"edit: the benchmark in {benchmark.url} has no items.")
+    item_id, count = counts.most_common(1)[0]
+    if count > 1:
+        raise UserError(f"edit: the benchmark in {benchmark.url} has item {item_id!r} {count} times.")
+    return list(counts)
+
+
+def batches(
+    benchmark: Folder, item_ids: Sequence[str], batch_size: int
+) -> Iterator[tuple[list[Item], list[str]]]:
+    """These items with their metadata, in batches of pictures of one size."""
+    wanted = set(item_ids)
+    found: list[tuple[Item, str]] = []
+    for name in _tables(benchmark):
+        table = benchmark.read_table(name, list(ITEM_COLUMNS))
+        chosen = pa.array([item_id in wanted for item_id in table["item_id"].to_pylist()])
+        for row in table.filter(chosen).to_pylist():
+            image = read_image(row["item_id"], row["image"])
+            item = Item(row["item_id"], image, row["instruction"], row["src_caption"], row["tgt_caption"])
+            found.append((item, row["metadata"]))
+    found.sort(key=lambda pair: pair[0].image.size)
+    for _, group in itertools.groupby(found, key=lambda pair: pair[0].image.size):
+        pairs = list(group)
+        for start in range(0, len(pairs), batch_size):
+            part = pairs[start : start + batch_size]
+            yield [item for item, _ in part], [metadata for _, metadata in part]
+
+
+def read_image(item_id: str, data: bytes | None) -> Image.Image:
+    """An item's picture as RGB. Raises UserError, naming the item, if it can't be read."""
+    try:
+        with Image.open(io.BytesIO(data or b""), formats=("PNG", "JPEG", "WEBP")) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} pixels are over {MAX_PIXELS}")
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise UserError(f"edit: item {item_id!r} can't be read ({text}). Repair it.") from None

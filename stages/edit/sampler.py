@@ -1,0 +1,187 @@
+"""Few-step Euler sampling with a FLUX pipeline's parts: text to picture, with or without a reference."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from cluster.errors import UserError
+from stages.train import flow
+from stages.train.adapters import Adapters
+from stages.train.backbones import flux
+from stages.train.backbones.models import loading
+from stages.train.backbones.pictures import to_images, to_pixels
+
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"  # the name by which diffusers finds a LoRA in a folder
+
+
+def item_noise(item_id: str, seed: int, num_tokens: int, num_channels: int) -> torch.Tensor:
+    """The noise `[N, C]` (float32, drawn on the CPU) that an item starts from, in any batch and method."""
+    digest = hashlib.sha256(f"{seed}:{item_id}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    return torch.randn(num_tokens, num_channels, generator=generator)
+
+
+def euler(
+    velocity: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], state: torch.Tensor, nodes: torch.Tensor
+) -> torch.Tensor:
+    """Follows `velocity(x_t, t)` from the state at `nodes[0]` to that at `nodes[-1]`, in float32."""
+    for t, next_t in zip(nodes[:-1], nodes[1:], strict=True):
+        state = state + (next_t - t) * velocity(state, t.expand(len(state))).float()
+    return state
+
+
+def scheduler_shift(scheduler: Mapping, num_tokens: int) -> float:
+    """How far the model's own scheduler moves its times towards noise, for a picture of `num_tokens` tokens.
+
+    With dynamic shifting that is exp(mu), mu linear in the number of tokens, as in FLUX.1's pipelines.
+    """
+    if not scheduler.get("use_dynamic_shifting"):
+        return scheduler.get("shift", 1.0)
+    low, high = scheduler["base_image_seq_len"], scheduler["max_image_seq_len"]
+    slope = (scheduler["max_shift"] - scheduler["base_shift"]) / (high - low)
+    return math.exp(scheduler["base_shift"] + slope * (num_tokens - low))
+
+
+class FluxSampler:
+    """A FLUX pipeline's parts on one device, with LoRA adapters of which one or none is active at a time.
+
+    Args:
+        model: a folder in FluxPipeline's layout, or a hub id.
+        adapters: name -> folder with a LoRA as `load_lora_weights` takes it.
+        shift: of the sampling times towards noise; None: as the model's own scheduler has it.
+
+    Raises:
+        UserError: the model can't be loaded, or an adapter isn't one of this model.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        adapters: Mapping[str, Path] | None = None,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        num_inference_steps: int = 10,
+        guidance_scale: float = 3.5,
+        shift: float | None = None,
+        reference_positions: str = "kontext",
+        max_text_tokens: int = 512,
+    ) -> None:
+        from diffusers import FluxTransformer2DModel
+
+        with loading(str(model), "edit.model"):
+            self.encoder = flux.FluxEncoder(model, device, dtype, max_text_tokens)
+            self.transformer = FluxTransformer2DModel.from_pretrained(
+                str(model), subfolder="transformer", torch_dtype=dtype, use_safetensors=True
+            )
+        self.transformer.to(device).eval().requires_grad_(False)
+        self.device, self.dtype = device, dtype
+        self.num_inference_steps, self.guidance_scale, self.shift = num_inference_steps, guidance_scale, shift
+        self.reference_positions = reference_positions
+        for name, folder in (adapters or {}).items():
+            self._load_adapter(name, folder)
+        self.adapters = Adapters(self.transformer)
+
+    def _load_adapter(self, name: str, folder: Path) -> None:
+        try:
+            self.transformer.load_lora_adapter(
+                str(folder),
+                adapter_name=name,
+                weight_name=ADAPTER_FILE,
+                use_safetensors=True,
+                local_files_only=True,
+            )
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            text = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"edit: the adapter {name!r} in {folder} doesn't fit the model ({text}). It must have been "
+                "trained on the model that edit.model names."
+            ) from error
+        if name not in getattr(self.transformer, "peft_config", {}):  # diffusers only warns where no key fits
+            raise UserError(f"edit: {Path(folder) / ADAPTER_FILE} holds no LoRA of a FLUX transformer.")
+
+    def tokens(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Pictures of one size as packed latents `[B, N, 64]`, float32."""
+        return self.encoder.encode_pixels(to_pixels(images)).float()
+
+    def pictures(self, tokens: torch.Tensor, height: int, width: int) -> list[Image.Image]:
+        """Packed latents as pictures."""
+        return to_images(self.encoder.decode_pixels(tokens.to(self.dtype), height, width))
+
+    def noise(self, item_ids: Sequence[str], seed: int, height: int, width: int) -> torch.Tensor:
+        """The items' noise as tokens `[B, N, 64]`."""
+        rows, columns = self.encoder.grid(height, width)
+        channels = self.transformer.config.in_channels
+        return torch.stack([item_noise(i, seed, rows * columns, channels) for i in item_ids]).to(self.device)
+
+    @property
+    def token_size(self) -> int:
+        """Pixels on a side of one token: every side of a picture must be a multiple of it."""
+        return self.encoder.pipeline.vae_scale_factor * 2
+
+    def nodes(self, num_tokens: int) -> torch.Tensor:
+        """The sampler's times from 1 to 0, `[num_inference_steps + 1]`."""
+        shift = self.shift
+        if shift is None:
+            shift = scheduler_shift(self.encoder.pipeline.scheduler.config, num_tokens)
+        return flow.sampling_nodes(self.num_inference_steps, shift).to(self.device)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        texts: Sequence[str],
+        noise: torch.Tensor,
+        height: int,
+        width: int,
+        *,
+        reference: torch.Tensor | None = None,
+        adapter: str | None = None,
+    ) -> torch.Tensor:
+        """Tokens `[B, N, 64]` sampled from the noise, for texts and where given reference tokens."""
+        nodes = self.nodes(noise.shape[1])
+        return self._follow(texts, noise, nodes, height, width, reference, adapter)
+
+    @torch.no_grad()
+    def vary(
+        self,
+        texts: Sequence[str],
+        noise: torch.Tensor,
+        height: int,
+        width: int,
+        source: torch.Tensor,
+        strength: float,
+    ) -> torch.Tensor:
+        """SDEdit (Meng et al. 2022): the source is noised to the time `strength`, and sampled on from there.
+
+        All `num_inference_steps` lie between `strength` and 0. Strength 1 is `sample` without a reference; at
+        0 the source stays as it is.
+        """
+        nodes = strength * self.nodes(noise.shape[1])
+        start = flow.noised(source, noise, nodes[:1].expand(len(source)))
+        return self._follow(texts, start, nodes, height, width, None, None)
+
+    def _follow(self, texts, state, nodes, height, width, reference, adapter) -> torch.Tensor:
+        grid, text = self.encoder.grid(height, width), self.encoder.encode_text(texts)
+        if reference is not None:
+            reference = reference.to(self.dtype)
+
+        def velocity(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return flux.velocity(
+                self.transformer,
+                x_t.to(self.dtype),
+                t,
+                text,
+                reference,
+                grid,
+                self.guidance_scale,
+                self.reference_positions,
+            )
+
+        with self.adapters.use(adapter):
+            return euler(velocity, state, nodes)

@@ -1,0 +1,1 @@
+"""Latents and text embeddings of the training tuples, computed once."""

@@ -1,0 +1,291 @@
+"""The encode stage: pictures to latents and texts to embeddings, each once, in the form that training reads.
+
+Training then needs neither autoencoder nor text encoders.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import pyarrow.parquet as pq
+from PIL import Image
+from pydantic import Field
+
+from cluster.artifacts import Artifact
+from cluster.config import StageConfig, runtime
+from cluster.dag import Context
+from cluster.errors import UserError
+from cluster.folder import Folder
+from cluster.shards import run_shards
+from stages.train.backbones.models import (
+    Device,
+    Dtype,
+    loading,
+    model_sources,
+    resolved_device,
+    resolved_model,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from stages.train.backbones.flux import FluxEncoder
+
+TEXT_FIELDS = ("src_caption", "instruction", "tgt_caption", "reverse_instruction")
+MAX_PIXELS = 50_000_000
+
+
+class EncodeConfig(StageConfig):
+    """By which model, at which size."""
+
+    model: str = Field("stages/starter/models/flux", description="A FluxPipeline's folder, or a hub id.")
+    resolution: int | None = Field(
+        None,
+        ge=8,
+        description="Side of the square that pictures are cropped to; none: as they are.",
+    )
+    dtype: Dtype = "float32"
+    max_text_tokens: int = Field(512, ge=1, description="T5 tokens of a text, at most the model's own limit.")
+    shard_size: int = Field(512, ge=1, description="Rows, or texts, in one shard.")
+    batch_size: int = runtime(64, ge=1)
+    num_workers: int = runtime(1, ge=1)
+    num_cpus: float = runtime(1, ge=0, description="Of each worker.")
+    num_gpus: float = runtime(0, ge=0, description="Of each worker.")
+    device: Device = runtime("auto")
+
+
+def encode_sources(config: EncodeConfig) -> Sequence[str]:
+    """The outside files whose content belongs to the stage's fingerprint."""
+    return model_sources(config.model)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A training row: where its pictures stand, and its texts by field."""
+
+    id: str
+    file: str
+    key: str
+    texts: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """All rows, in order, and the columns that hold their pictures."""
+
+    folder: Folder
+    key_column: str
+    image_columns: Mapping[str, str]  # latents field -> column
+    rows: Sequence[Row]
+
+
+def encode_tuples(inputs: Mapping[str, Artifact], config: EncodeConfig, context: Context) -> None:
+    """Encodes every training tuple that is ok, with its sample's picture as `source`.
+
+    Writes `rows/` and `texts/` as `stages.train.data` defines them.
+
+    Raises:
+        UserError: no tuple is ok, a sample is missing, the pictures don't fit the model or each other.
+    """
+    _encode(tuple_rows(inputs["ingest"].folder, inputs["caption"].folder), config, context)
+
+
+def encode_pairs(inputs: Mapping[str, Artifact], config: EncodeConfig, context: Context) -> None:
+    """The same for true pairs: latents `source` and `target`, and the `instruction`. Raises the same."""
+    folder = inputs["pairs"].folder
+    columns = ("pair_id", "instruction", "source_image", "target_image")
+    rows = [
+        Row(row["pair_id"], file, row["pair_id"], {"instruction": row["instruction"]})
+        for file in _tables(folder, columns)
+        for row in folder.read_table(file, ["pair_id", "instruction"]).to_pylist()
+    ]
+    images = {"source": "source_image", "target": "target_image"}
+    _encode(Rows(folder, "pair_id", images, rows), config, context)
+
+
+def tuple_rows(samples: Folder, tuples: Folder) -> Rows:
+    """Joins the ok samples and the ok tuples by `sample_id`, in the order of the samples.
+
+    A sample's second tuple and those after it get ids with a number.
+
+    Raises UserError for a tuple whose sample isn't there.
+    """
+    texts_of: dict[str, list[dict[str, str]]] = {}
+    for file in _tables(tuples, ("sample_id", "outcome", *TEXT_FIELDS)):
+        for row in tuples.read_table(file, ["sample_id", "outcome", *TEXT_FIELDS]).to_pylist():
+            if row["outcome"] == "ok":
+                texts_of.setdefault(row["sample_id"], []).append({name: row[name] for name in TEXT_FIELDS})
+    rows = []
+    for file in _tables(samples, ("sample_id", "outcome", "image")):
+        for sample in samples.read_table(file, ["sample_id", "outcome"]).to_pylist():
+            sample_id = sample["sample_id"]
+            if sample["outcome"] == "ok":
+                for number, texts in enumerate(texts_of.pop(sample_id, ())):
+                    rows.append(Row(f"{sample_id}-{number}" if number else sample_id, file, sample_id, texts))
+    if texts_of:
+        raise UserError(
+            f"encode: the tuple of sample {next(iter(texts_of))!r} (and {len(texts_of) - 1} more) has no "
+            f"sample in {samples.url}. Make both anew with --from ingest."
+        )
+    return Rows(samples, "sample_id", {"source": "image"}, rows)
+
+
+def _tables(folder: Folder, columns: Sequence[str]) -> list[str]:
+    """The folder's tables that have these columns."""
+    found = []
+    for name in folder.list(".parquet", recursive=True):
+        with folder.open(name) as stream:
+            if set(columns) <= set(pq.ParquetFile(stream).schema_arrow.names):
+                found.append(name)
+    return found
+
+
+def _encode(rows: Rows, config: EncodeConfig, context: Context) -> None:
+    if not rows.rows:
+        raise UserError(f"encode: there is nothing to encode: no row in {rows.folder.url} is ok.")
+    texts = sorted({text for row in rows.rows for text in row.texts.values()})
+    parts = enumerate(_batches(rows.rows, config.shard_size))
+    row_shards = {f"rows/{index:05d}.parquet": part for index, part in parts}
+    parts = enumerate(_batches(texts, config.shard_size))
+    text_shards = {f"texts/{index:05d}.parquet": part for index, part in parts}
+    size = _first_image(rows, config).size
+    work = EncodeShard(rows, row_shards, text_shards, size, config, context.out)
+    run_shards(
+        [*text_shards, *row_shards],
+        work,
+        context=context,
+        num_workers=config.num_workers,
+        num_cpus=config.num_cpus,
+        num_gpus=config.num_gpus,
+        total=len(rows.rows) + len(texts),
+        unit="rows and texts",
+    )
+    context.set_rows(len(rows.rows))
+    context.set_figures({"num_rows": len(rows.rows), "num_texts": len(texts)})
+
+
+def _first_image(rows: Rows, config: EncodeConfig) -> Image.Image:
+    first, column = rows.rows[0], next(iter(rows.image_columns.values()))
+    table = rows.folder.read_table(first.file, [rows.key_column, column])
+    place = table[rows.key_column].to_pylist().index(first.key)
+    return read_image(first.key, table[column][place].as_py(), config.resolution)
+
+
+@dataclasses.dataclass
+class EncodeShard:
+    """Encodes one shard of rows or of texts; the model is loaded at the first and kept."""
+
+    rows: Rows
+    row_shards: Mapping[str, Sequence[Row]]
+    text_shards: Mapping[str, Sequence[str]]
+    size: tuple[int, int]  # width and height of every picture
+    config: EncodeConfig
+    out: Folder
+    encoder: FluxEncoder | None = None
+
+    def __call__(self, shard: str) -> None:
+        if self.encoder is None:
+            self.encoder = load_encoder(self.config)
+        if shard in self.text_shards:
+            self._write_texts(shard, self.text_shards[shard])
+        else:
+            self._write_rows(shard, self.row_shards[shard])
+
+    def _write_texts(self, shard: str, texts: Sequence[str]) -> None:
+        import torch
+
+        from stages.train.data import write_texts
+
+        parts = [self.encoder.encode_text(batch) for batch in _batches(texts, self.config.batch_size)]
+        embeds = {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
+        write_texts(self.out, shard, texts, embeds)
+
+    def _write_rows(self, shard: str, rows: Sequence[Row]) -> None:
+        from stages.train.data import write_rows
+
+        keys = list(dict.fromkeys(row.key for row in rows))
+        positions = [keys.index(row.key) for row in rows]  # a picture with two tuples is encoded once
+        latents = {}
+        for field, column in self.rows.image_columns.items():
+            images = self._images(rows, column)
+            self._check_sizes(images)
+            latents[field] = self._encode_images([images[key] for key in keys])[positions]
+        width, height = self.size
+        texts = {name: [row.texts[name] for row in rows] for name in rows[0].texts}
+        ids, grid = [row.id for row in rows], self.encoder.grid(height, width)
+        write_rows(self.out, shard, ids, latents, texts, grid)
+
+    def _images(self, rows: Sequence[Row], column: str) -> dict[str, Image.Image]:
+        wanted = {row.key for row in rows}
+        found = {}
+        for file in dict.fromkeys(row.file for row in rows):
+            table = self.rows.folder.read_table(file, [self.rows.key_column, column])
+            for key, data in zip(table[self.rows.key_column].to_pylist(), table[column], strict=True):
+                if key in wanted:
+                    found[key] = read_image(key, data.as_py(), self.config.resolution)
+        return found
+
+    def _check_sizes(self, images: Mapping[str, Image.Image]) -> None:
+        """All pictures of a training run have one size, and it is made of whole tokens."""
+        side = self.encoder.pipeline.vae_scale_factor * 2
+        for key, image in images.items():
+            if image.size != self.size:
+                raise UserError(
+                    f"encode: picture {key!r} has {image.width}x{image.height} pixels, the first one "
+                    f"{self.size[0]}x{self.size[1]}; one training run works on one size. Give it with --set "
+                    "encode.resolution=N."
+                )
+            if image.width % side or image.height % side:
+                raise UserError(
+                    f"encode: picture {key!r} has {image.width}x{image.height} pixels; this model works on "
+                    f"sides that are multiples of {side}. Set one for all with --set encode.resolution=N."
+                )
+
+    def _encode_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        import torch
+
+        from stages.train.backbones.pictures import to_pixels
+
+        batches = _batches(images, self.config.batch_size)
+        return torch.cat([self.encoder.encode_pixels(to_pixels(batch)).cpu() for batch in batches])
+
+
+def load_encoder(config: EncodeConfig) -> FluxEncoder:
+    """The autoencoder and text encoders of the configured model. Raises UserError if they can't be loaded."""
+    import torch
+
+    from stages.train.backbones.flux import FluxEncoder
+
+    model = resolved_model(config.model)
+    with loading(model, "encode.model"):
+        dtype = getattr(torch, config.dtype)
+        return FluxEncoder(model, resolved_device(config.device), dtype, config.max_text_tokens)
+
+
+def read_image(key: str, data: bytes | None, resolution: int | None) -> Image.Image:
+    """A stored picture as RGB, reduced and centre-cropped to `resolution` if that is given.
+
+    Raises UserError, naming the row, if it can't be read.
+    """
+    try:
+        with Image.open(io.BytesIO(data or b""), formats=("PNG", "JPEG", "WEBP")) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} pixels are over {MAX_PIXELS}")
+            image = image.convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise UserError(f"encode: picture {key!r} can't be read ({text}). Use --from ingest.") from None
+    if resolution is None or image.size == (resolution, resolution):
+        return image
+    scale = resolution / min(image.size)
+    width, height = (max(resolution, round(side * scale)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.LANCZOS)
+    left, top = (width - resolution) // 2, (height - resolution) // 2
+    return image.crop((left, top, left + resolution, top + resolution))
+
+
+def _batches(items: Sequence, size: int) -> Iterator[Sequence]:
+    return (items[start : start + size] for start in range(0, len(items), size))

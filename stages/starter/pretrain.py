@@ -1,0 +1,83 @@
+"""Makes the starter's models anew: `python -m stages.starter.pretrain --out DIR [--work DIR] [--only flux,qwen3vl]`.
+
+Hours on two cores, minutes on a GPU. Checkpoints stand in the working folder: killed and called again, it goes on.
+At the end everything is measured on held-out scenes and the figures are written into the model card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+MODELS = Path(__file__).parent / "models"
+PARTS = ("flux", "qwen3vl")
+
+
+def pretrain_flux(out: Path, work: Path, autoencoder_steps: int, generator_steps: int) -> dict:
+    """Trains autoencoder and generator, writes the FLUX pipeline to `out`, returns the measured figures."""
+    import torch
+    from diffusers import AutoencoderKL, FluxPipeline
+
+    from stages.starter import autoencoder as autoencoder_training
+    from stages.starter import generator as generator_training
+
+    folder = work / "autoencoder"
+    if not (folder / "config.json").exists():
+        trained = autoencoder_training.train_autoencoder(work / "autoencoder.pt", autoencoder_steps)
+        trained.save_pretrained(folder)
+    autoencoder = AutoencoderKL.from_pretrained(folder).eval()
+    model = generator_training.train_generator(autoencoder, work / "generator.pt", generator_steps)
+    part = out.with_name(out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    # half precision halves the download; what is measured below is what was stored
+    generator_training.as_pipeline(model, autoencoder).to(torch.float16).save_pretrained(part)
+    pipeline = FluxPipeline.from_pretrained(part, torch_dtype=torch.float32)
+    figures = {
+        "autoencoder": autoencoder_training.measure_autoencoder(pipeline.vae),
+        "generator": generator_training.measure_generator(pipeline, num_scenes=500),
+        "autoencoder_steps": autoencoder_steps,
+        "generator_steps": generator_steps,
+    }
+    shutil.rmtree(out, ignore_errors=True)
+    part.rename(out)
+    return figures
+
+
+def pretrain_qwen3vl(out: Path, work: Path) -> dict:
+    """Trains the vision-language model, writes it to `out`, returns the figures measured through vLLM."""
+    from stages.starter.vlm_measure import measure_vlm
+    from stages.starter.vlm_pretrain import pretrain_vlm
+
+    pretrain_vlm(out, work / "qwen3vl")
+    return measure_vlm(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m stages.starter.pretrain", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=MODELS, help="where the model folders go (default: the shipped)")
+    parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="checkpoints (default: %(default)s)")
+    parser.add_argument("--only", default=",".join(PARTS), help="parts to make, of: " + ",".join(PARTS))
+    parser.add_argument("--autoencoder-steps", type=int, default=2500)
+    parser.add_argument("--generator-steps", type=int, default=3500)
+    arguments = parser.parse_args()
+    parts = arguments.only.split(",")
+    if unknown := sorted(set(parts) - set(PARTS)):
+        parser.error(f"unknown part {unknown[0]!r}; there are: {', '.join(PARTS)}")
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    measured = arguments.out / "figures.json"
+    figures = json.loads(measured.read_text()) if measured.exists() else {}
+    if "flux" in parts:
+        figures["flux"] = pretrain_flux(
+            arguments.out / "flux", arguments.work, arguments.autoencoder_steps, arguments.generator_steps
+        )
+    if "qwen3vl" in parts:
+        figures["qwen3vl"] = pretrain_qwen3vl(arguments.out / "qwen3vl", arguments.work)
+    measured.write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n")
+    print(json.dumps(figures, indent=2, sort_keys=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""The starter's stages with made-up data: training pictures, true pairs, and held-out benchmarks.
+
+Every item has its own generator, seeded by (split, seed, index): splits share no draws, whatever their seeds,
+and a longer split begins with a shorter one's items.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+from pydantic import Field
+
+from cluster.artifacts import Artifact
+from cluster.config import StageConfig
+from cluster.dag import Context
+from stages.starter import world
+
+Split = Literal["scenes", "pairs", "benchmark", "validation"]
+SPLITS: tuple[Split, ...] = ("scenes", "pairs", "benchmark", "validation")
+NUM_OBJECTS = {"add": 1, "remove": 2}  # where an edit type asks for it
+
+PAIRS_SCHEMA = pa.schema(
+    [
+        ("pair_id", pa.string()),
+        ("edit_type", pa.string()),
+        ("instruction", pa.string()),
+        ("source_image", pa.binary()),
+        ("target_image", pa.binary()),
+    ]
+)
+BENCHMARK_SCHEMA = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("source_id", pa.string()),
+        ("image", pa.binary()),
+        ("edit_type", pa.string()),
+        ("instruction", pa.string()),
+        ("reverse_instruction", pa.string()),
+        ("src_caption", pa.string()),
+        ("tgt_caption", pa.string()),
+        ("metadata", pa.string()),
+    ]
+)
+
+
+class ScenesConfig(StageConfig):
+    """Training pictures, without any truth about them."""
+
+    num_scenes: int = Field(2000, ge=1)
+    seed: int = Field(0, ge=0)
+
+
+class PairsConfig(StageConfig):
+    """True pairs, for the supervised bound alone."""
+
+    num_pairs: int = Field(2000, ge=1)
+    seed: int = Field(0, ge=0)
+
+
+class BenchmarkConfig(StageConfig):
+    """Held-out pictures with the edits asked of them."""
+
+    split: Literal["benchmark", "validation"] = "benchmark"
+    num_items: int = Field(120, ge=1)
+    seed: int = Field(0, ge=0)
+
+
+class ValidationConfig(BenchmarkConfig):
+    """A benchmark of its own pictures, by which settings may be chosen."""
+
+    split: Literal["benchmark", "validation"] = "validation"
+    num_items: int = Field(48, ge=1)
+
+
+def item_generator(split: Split, seed: int, index: int) -> np.random.Generator:
+    """The generator of one item; no two (split, seed, index) share their draws."""
+    return np.random.default_rng([SPLITS.index(split), seed, index])
+
+
+def sample_edits(split: Split, num: int, seed: int) -> list[world.Edit]:
+    """Edits of scenes of their own; the edit types take turns, so their counts differ by one at most."""
+    edits = []
+    for index in range(num):
+        generator = item_generator(split, seed, index)
+        edit_type = world.EDIT_TYPES[index % len(world.EDIT_TYPES)]
+        scene = world.sample_scene(generator, NUM_OBJECTS.get(edit_type))
+        edits.append(world.sample_edit(scene, generator, (edit_type,)))
+    return edits
+
+
+def make_scenes(inputs: Mapping[str, Artifact], config: ScenesConfig, context: Context) -> None:
+    """Writes `images/NNNNN.png`, 32x32 RGB, and nothing else: what can be seen is all that training gets."""
+    done = set(context.out.sub("images").list(".png"))
+    for index in range(config.num_scenes):
+        context.check()
+        name = f"{index:05d}.png"
+        if name not in done:
+            scene = world.sample_scene(item_generator("scenes", config.seed, index))
+            context.out.write_bytes(f"images/{name}", _png(world.render(scene)))
+        context.progress(index + 1, config.num_scenes, "images")
+    context.set_rows(config.num_scenes)
+
+
+def make_pairs(inputs: Mapping[str, Artifact], config: PairsConfig, context: Context) -> None:
+    """Writes `pairs.parquet`: source and target picture and the instruction between them."""
+    rows = [
+        {
+            "pair_id": f"pair-{config.seed}-{index:05d}",
+            "edit_type": edit.edit_type,
+            "instruction": edit.instruction,
+            "source_image": _png(world.render(edit.source)),
+            "target_image": _png(world.render(edit.target)),
+        }
+        for index, edit in enumerate(sample_edits("pairs", config.num_pairs, config.seed))
+    ]
+    context.out.write_table("pairs.parquet", pa.Table.from_pylist(rows, PAIRS_SCHEMA))
+
+
+def make_benchmark(inputs: Mapping[str, Artifact], config: BenchmarkConfig, context: Context) -> None:
+    """Writes `benchmark.parquet`; `metadata` is the edit as JSON, from which the oracle scores."""
+    rows = []
+    for index, edit in enumerate(sample_edits(config.split, config.num_items, config.seed)):
+        pixels = world.render(edit.source)
+        rows.append(
+            {
+                "item_id": f"{config.split}-{config.seed}-{index:05d}",
+                "source_id": hashlib.sha256(pixels.tobytes()).hexdigest()[:16],
+                "image": _png(pixels),
+                "edit_type": edit.edit_type,
+                "instruction": edit.instruction,
+                "reverse_instruction": edit.reverse_instruction,
+                "src_caption": edit.src_caption,
+                "tgt_caption": edit.tgt_caption,
+                "metadata": edit.to_json(),
+            }
+        )
+    context.out.write_table("benchmark.parquet", pa.Table.from_pylist(rows, BENCHMARK_SCHEMA))
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()

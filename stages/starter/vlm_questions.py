@@ -1,0 +1,47 @@
+"""What the starter's vision-language model is asked besides the prompts of the caption and evaluate stages.
+
+One-image and two-image questions whose answer is the one token Yes or No, and the sentences that it gives as
+reasons for its scores.
+"""
+
+from __future__ import annotations
+
+CAPTION = "Describe the image in one sentence."
+HAS_OBJECT = "Does the image have a {object}? Answer Yes or No."
+EDIT_DONE = (
+    "The second image is an edit of the first one after this instruction: {instruction}\n"
+    "Does it show what the instruction asks for? Answer Yes or No."
+)
+REST_SAME = (
+    "The second image is an edit of the first one after this instruction: {instruction}\n"
+    "Is everything that the instruction does not mention the same in both? Answer Yes or No."
+)
+QUESTIONS = (CAPTION, HAS_OBJECT, EDIT_DONE, REST_SAME)
+
+SUCCESS_REASONS = {
+    10: "The edit was done.",
+    3: "Something was changed there, but not as asked.",
+    0: "The edit was not done.",
+}
+OVER_EDITING_REASONS = {
+    10: " All the rest is the same.",
+    7: " The rest is the same but for slight differences.",
+    3: " Something else was changed or lost.",
+    0: " Much of the rest is another scene.",
+}
+NATURALNESS_REASONS = {
+    10: "The scene hangs together.",
+    3: "Some parts do not belong together.",
+    0: "Two scenes are mixed.",
+}
+ARTIFACTS_REASONS = {
+    10: " There are no artifacts.",
+    7: " There are faint artifacts.",
+    3: " There are plain artifacts.",
+    0: " Artifacts spoil the image.",
+}
+REASONS = tuple(
+    reason
+    for reasons in (SUCCESS_REASONS, OVER_EDITING_REASONS, NATURALNESS_REASONS, ARTIFACTS_REASONS)
+    for reason in reasons.values()
+)

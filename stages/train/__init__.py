@@ -1,0 +1,1 @@
+"""Training: `flow` (the mathematics), `methods` and `backbones` (one file each), `engine` (the loop)."""

@@ -1,0 +1,123 @@
+"""FLUX.1: a rectified-flow transformer over text and 2x2-packed latents (16 channels, so tokens of 64)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from stages.train.roles import TextEmbeds
+
+LORA_TARGETS = [
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "add_q_proj",
+    "add_k_proj",
+    "add_v_proj",
+    "to_add_out",
+    "ff.net.0.proj",
+    "ff.net.2",
+    "ff_context.net.0.proj",
+    "ff_context.net.2",
+    "proj_mlp",
+    "proj_out",
+    "norm1.linear",
+    "norm1_context.linear",
+    "norm.linear",
+    "x_embedder",
+    "context_embedder",
+]
+
+
+def image_ids(height: int, width: int, index: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Positions `[H * W, 3]` of packed latents: (index, row, column); a picture has index 0, Kontext's reference 1."""
+    ids = torch.zeros(height, width, 3, device=device)
+    ids[..., 0] = index
+    ids[..., 1] = torch.arange(height, device=device)[:, None]
+    ids[..., 2] = torch.arange(width, device=device)[None, :]
+    return ids.reshape(-1, 3)
+
+
+def velocity(
+    transformer,
+    x_t: torch.Tensor,
+    t: torch.Tensor,
+    text: TextEmbeds,
+    reference: torch.Tensor | None,
+    grid: tuple[int, int],
+    guidance_scale: float,
+    reference_positions: Literal["kontext", "shared"] = "kontext",
+) -> torch.Tensor:
+    """The velocity `[B, N, 64]` at packed tokens `x_t` of times `t` `[B]`, for a `grid` of (rows, columns) tokens.
+
+    Reference tokens are appended to the sequence, as FLUX.1 Kontext does; `shared` gives them the picture's positions.
+    FLUX multiplies t by 1000 in its hidden dtype, so t comes in float32 and in [0, 1].
+    """
+    positions = image_ids(*grid, index=0, device=x_t.device)
+    tokens = x_t
+    if reference is not None:
+        tokens = torch.cat([x_t, reference], dim=1)
+        index = 1 if reference_positions == "kontext" else 0
+        positions = torch.cat([positions, image_ids(*grid, index=index, device=x_t.device)])
+    prompt_embeds = text["prompt_embeds"]
+    guidance = torch.full_like(t, guidance_scale) if transformer.config.guidance_embeds else None
+    output = transformer(
+        hidden_states=tokens,
+        encoder_hidden_states=prompt_embeds,
+        pooled_projections=text["pooled_prompt_embeds"],
+        timestep=t,
+        img_ids=positions,
+        txt_ids=torch.zeros(prompt_embeds.shape[1], 3, device=x_t.device),
+        guidance=guidance,
+        return_dict=False,
+    )[0]
+    return output[:, : x_t.shape[1]]
+
+
+class FluxEncoder:
+    """The parts of a FLUX pipeline around its transformer: pixels to tokens and back, texts to embeddings."""
+
+    def __init__(
+        self, model: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, max_length: int = 512
+    ) -> None:
+        from diffusers import FluxPipeline
+
+        self.pipeline = FluxPipeline.from_pretrained(
+            str(model), transformer=None, torch_dtype=dtype, use_safetensors=True
+        ).to(device)
+        self.device, self.dtype = device, dtype
+        self.max_length = min(max_length, self.pipeline.tokenizer_2.model_max_length)
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Embeddings of texts: `prompt_embeds` `[B, L, D]` and `pooled_prompt_embeds` `[B, P]`."""
+        prompt_embeds, pooled, _ = self.pipeline.encode_prompt(
+            prompt=list(texts), prompt_2=None, max_sequence_length=self.max_length
+        )
+        return {"prompt_embeds": prompt_embeds, "pooled_prompt_embeds": pooled}
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels in [-1, 1], `[B, 3, H, W]`, to packed tokens `[B, N, 64]` (the posterior's mode, scaled)."""
+        vae = self.pipeline.vae
+        latents = vae.encode(pixels.to(self.device, self.dtype)).latent_dist.mode()
+        latents = (latents - vae.config.shift_factor) * vae.config.scaling_factor
+        batch, channels, height, width = latents.shape
+        return self.pipeline._pack_latents(latents, batch, channels, height, width)
+
+    @torch.no_grad()
+    def decode_pixels(self, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Packed tokens to pixels in [0, 1], `[B, 3, height, width]`."""
+        vae = self.pipeline.vae
+        latents = self.pipeline._unpack_latents(tokens, height, width, self.pipeline.vae_scale_factor)
+        latents = latents / vae.config.scaling_factor + vae.config.shift_factor
+        return (vae.decode(latents.to(self.dtype), return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tokens for a picture of `height` x `width` pixels."""
+        side = self.pipeline.vae_scale_factor * 2
+        return height // side, width // side

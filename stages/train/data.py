@@ -1,0 +1,226 @@
+"""Encoded training data on disk: latents and text embeddings, computed once, read through memory maps.
+
+A folder holds `rows/<shard>.parquet` (an `id` and the texts of each row, by field) with
+`rows/<shard>.safetensors` (one array `[num_rows, N, C]` per latents field) beside it, and
+`texts/<shard>.parquet` (unique texts) with `texts/<shard>.safetensors` (one array `[num_texts, ...]` per
+embedding). Rows refer to texts by the text itself, which is encoded once however many rows have it. The
+Parquet file of a shard is written last: where it is, the shard is whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from cluster.errors import UserError
+from cluster.folder import Folder
+from stages.train.roles import Batch
+
+
+def rows_shard(index: int) -> str:
+    """The name of a shard of rows."""
+    return f"rows/{index:05d}.parquet"
+
+
+def texts_shard(index: int) -> str:
+    """The name of a shard of texts."""
+    return f"texts/{index:05d}.parquet"
+
+
+def write_rows(
+    folder: Folder,
+    shard: str,
+    ids: Sequence[str],
+    latents: Mapping[str, torch.Tensor],
+    texts: Mapping[str, Sequence[str]],
+    grid: tuple[int, int],
+) -> None:
+    """Writes one shard of rows.
+
+    Args:
+        shard: its name, as `rows_shard` makes it.
+        latents: packed tokens `[num_rows, N, C]` by field (`source`; `target` where pairs are known).
+        texts: a text per row, by field (`instruction`, ...), each of them in a shard of texts.
+        grid: (rows, columns) of the tokens of one picture, N = rows * columns.
+    """
+    for name, tensor in latents.items():
+        if tensor.ndim != 3 or tensor.shape[0] != len(ids) or tensor.shape[1] != grid[0] * grid[1]:
+            shape = list(tensor.shape)
+            raise ValueError(f"latents {name!r} of shape {shape} don't fit {len(ids)} rows of {grid} tokens")
+    _write_arrays(folder, shard, latents, {"grid": f"{grid[0]}x{grid[1]}"})
+    columns = {"id": pa.array(ids, pa.string())}
+    columns |= {name: pa.array(column, pa.string()) for name, column in texts.items()}
+    folder.write_table(shard, pa.table(columns))
+
+
+def write_texts(folder: Folder, shard: str, texts: Sequence[str], embeds: Mapping[str, torch.Tensor]) -> None:
+    """Writes one shard of unique texts and their embeddings `[num_texts, ...]`, by the model's names."""
+    for name, tensor in embeds.items():
+        if len(tensor) != len(texts):
+            shape = list(tensor.shape)
+            raise ValueError(f"embeddings {name!r} of shape {shape} don't fit {len(texts)} texts")
+    _write_arrays(folder, shard, embeds, {})
+    folder.write_table(shard, pa.table({"text": pa.array(texts, pa.string())}))
+
+
+def _write_arrays(
+    folder: Folder, shard: str, arrays: Mapping[str, torch.Tensor], metadata: dict[str, str]
+) -> None:
+    arrays = {name: tensor.detach().cpu().contiguous() for name, tensor in arrays.items()}
+    folder.write_bytes(_arrays_of(shard), save(arrays, metadata=metadata))
+
+
+def _arrays_of(shard: str) -> str:
+    return shard.removesuffix(".parquet") + ".safetensors"
+
+
+@dataclasses.dataclass
+class EncodedData:
+    """The rows of an encoded folder. Arrays stay memory-mapped: only the rows of a batch are read."""
+
+    ids: list[str]
+    grid: tuple[int, int]
+    latents: dict[str, list[torch.Tensor]]
+    """A memory-mapped tensor per shard, by field."""
+    places: list[tuple[int, int]]
+    """(shard, row in it) of each row's latents."""
+    texts: dict[str, list[int]]
+    """Each row's text, by field, as an index into `text_places`."""
+    embeds: dict[str, list[torch.Tensor]]
+    text_places: list[tuple[int, int]]
+
+    @classmethod
+    def load(cls, path: Path, latents: Sequence[str], texts: Sequence[str]) -> EncodedData:
+        """Opens the fields `latents` and `texts` of a local folder.
+
+        Raises UserError for a missing or damaged file or field, a text that isn't encoded, grids that differ.
+        """
+        index_of: dict[str, int] = {}
+        text_places: list[tuple[int, int]] = []
+        embeds: dict[str, list[torch.Tensor]] = {}
+        for number, (file, table) in enumerate(_shards(path, "texts", ["text"])):
+            for row, text in enumerate(table["text"].to_pylist()):
+                index_of[text] = len(text_places)
+                text_places.append((number, row))
+            arrays, _ = _open_arrays(file, len(table), None)
+            for name, tensor in arrays.items():
+                embeds.setdefault(name, []).append(tensor)
+
+        ids: list[str] = []
+        places: list[tuple[int, int]] = []
+        arrays_of: dict[str, list[torch.Tensor]] = {name: [] for name in latents}
+        indices: dict[str, list[int]] = {name: [] for name in texts}
+        grids: set[str] = set()
+        for number, (file, table) in enumerate(_shards(path, "rows", ["id", *texts])):
+            ids += table["id"].to_pylist()
+            places += [(number, row) for row in range(len(table))]
+            arrays, metadata = _open_arrays(file, len(table), latents)
+            for name, tensor in arrays.items():
+                arrays_of[name].append(tensor)
+            grids.add(metadata.get("grid", ""))
+            for name in texts:
+                for row, text in enumerate(table[name].to_pylist()):
+                    if text not in index_of:
+                        raise UserError(
+                            f"The encoded data in {path}: row {table['id'][row].as_py()!r} has a {name} that "
+                            f"isn't among the encoded texts: {text!r}. Make it anew with --force encode."
+                        )
+                    indices[name].append(index_of[text])
+        if len(grids) != 1:
+            sizes = ", ".join(sorted(grids))
+            raise UserError(f"The encoded data in {path} mixes picture sizes ({sizes} tokens).")
+        rows, _, columns = grids.pop().partition("x")
+        return cls(ids, (int(rows), int(columns)), arrays_of, places, indices, embeds, text_places)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batch(
+        self, rows: Sequence[int], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Batch:
+        """The given rows, moved to `device` and cast to `dtype`."""
+
+        def taken(shards: list[torch.Tensor], places: Sequence[tuple[int, int]]) -> torch.Tensor:
+            return torch.stack([shards[shard][row] for shard, row in places]).to(device, dtype)
+
+        places = [self.places[row] for row in rows]
+        latents = {name: taken(shards, places) for name, shards in self.latents.items()}
+        texts = {}
+        for field, indices in self.texts.items():
+            text_places = [self.text_places[indices[row]] for row in rows]
+            texts[field] = {name: taken(shards, text_places) for name, shards in self.embeds.items()}
+        return Batch([self.ids[row] for row in rows], latents, texts)
+
+
+def _shards(path: Path, kind: str, columns: list[str]) -> list[tuple[Path, pa.Table]]:
+    files = sorted((path / kind).glob("*.parquet"))
+    if not files:
+        raise UserError(f"The encoded data in {path} has no {kind}. Make it anew with --force encode.")
+    found = []
+    for file in files:
+        try:
+            found.append((file, pq.read_table(file, columns=columns)))
+        except (pa.ArrowException, OSError) as error:
+            text = " ".join(str(error).split())[:300]
+            raise UserError(f"The encoded data file {file} can't be read: {text}") from None
+    if not any(len(table) for _, table in found):
+        raise UserError(f"The encoded data in {path} has no {kind}: every shard of them is empty.")
+    missing = set(columns) - set(found[0][1].column_names)
+    if missing:
+        names = ", ".join(sorted(missing))
+        raise UserError(f"The encoded data in {path} has no {names}, which the method needs.")
+    return [(file, table) for file, table in found if len(table)]
+
+
+def _open_arrays(
+    file: Path, num_rows: int, names: Sequence[str] | None
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Memory-mapped arrays of a shard (None: all), and its metadata."""
+    arrays_file = file.with_suffix(".safetensors")
+    try:
+        with safe_open(arrays_file, framework="pt") as opened:
+            missing = set(names or ()) - set(opened.keys())
+            if missing:
+                raise UserError(f"{arrays_file} has no {', '.join(sorted(missing))}, which the method needs.")
+            arrays = {name: opened.get_tensor(name) for name in names or opened.keys()}
+            metadata = opened.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"The encoded data file {arrays_file} can't be read: {error}") from None
+    for name, tensor in arrays.items():
+        if len(tensor) != num_rows:
+            raise UserError(
+                f"{arrays_file}: {name} has {len(tensor)} rows, {file.name} beside it {num_rows}."
+            )
+    return arrays, metadata
+
+
+class BatchOrder:
+    """Which rows each step trains on: an endless stream of passes through all rows, each in its own order.
+
+    A function of (seed, step) alone: it goes on anywhere, on any number of ranks.
+    """
+
+    def __init__(self, num_rows: int, batch_size: int, seed: int) -> None:
+        self.num_rows, self.batch_size, self.seed = num_rows, batch_size, seed
+        self._orders: dict[int, list[int]] = {}
+
+    def rows(self, step: int) -> list[int]:
+        """The rows of the global batch of a step."""
+        first = step * self.batch_size
+        places = (divmod(place, self.num_rows) for place in range(first, first + self.batch_size))
+        return list(itertools.starmap(self._row, places))
+
+    def _row(self, epoch: int, place: int) -> int:
+        if epoch not in self._orders:
+            self._orders = {key: order for key, order in self._orders.items() if key >= epoch - 1}
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._orders[epoch] = torch.randperm(self.num_rows, generator=generator).tolist()
+        return self._orders[epoch][place]

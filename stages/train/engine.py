@@ -1,0 +1,232 @@
+"""The training loop: one frozen base, the student's LoRA and its average, one optimizer, any number of ranks.
+
+Everything that a step does is a function of (seed, step, state): the rows, every draw, the arithmetic. So a
+run that was cut anywhere and goes on ends as one that was not, and ranks change only the order of sums.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+import torch.distributed as dist
+
+from cluster.errors import UserError
+from stages.train.adapters import Adapter, Adapters
+from stages.train.backbones import flux
+from stages.train.data import BatchOrder, EncodedData
+from stages.train.methods import byg, sft
+from stages.train.roles import Batch, Draws, Roles, TextEmbeds
+from stages.train.settings import TrainConfig
+from stages.train.sharding import load_root
+
+METHODS: dict[str, ModuleType] = {"byg": byg, "sft": sft}
+
+
+class TrainingDiverged(UserError):
+    """A loss or gradient that isn't finite, or too large; with the `step`, `figures` and global `batch`."""
+
+    def __init__(self, step: int, figures: dict[str, float], batch: Batch, bound: float) -> None:
+        bad = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        super().__init__(
+            f"Training stopped at step {step}: a figure isn't finite or the gradient norm is above {bound:g} "
+            f"({bad}). The rows of that step: {', '.join(batch.ids)}. A lower learning rate often helps; the "
+            "bound is stop_gradient_norm."
+        )
+        self.step, self.figures, self.batch = step, figures, batch
+
+
+class Trainer:
+    """The state of a training run and its step.
+
+    Args:
+        config: `batch_size` must be a multiple of the number of ranks.
+        data: the encoded rows with the method's fields.
+        device: of this rank.
+    """
+
+    def __init__(self, config: TrainConfig, data: EncodedData, device: torch.device) -> None:
+        self.rank, self.world_size = 0, 1
+        if dist.is_initialized():
+            self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        if config.batch_size % self.world_size:
+            raise UserError(
+                f"A batch_size of {config.batch_size} can't be shared by {self.world_size} ranks alike: "
+                "choose a num_workers that divides it."
+            )
+        self.config, self.data, self.device = config, data, device
+        self.method, self.settings = METHODS[config.method], getattr(config, config.method)
+        self.order = BatchOrder(len(data), config.batch_size, config.seed)
+        share = config.batch_size // self.world_size
+        self.my_rows = slice(self.rank * share, (self.rank + 1) * share)
+
+        self.root, self.transformer = load_root(config, device)
+        self.adapters = Adapters(self.transformer)
+        self.student = self._new_adapter("student")
+        self.student.require_gradient()
+        self.ema = self._new_adapter("ema")
+        self.student.flat.grad = self.student.gradient
+        self.optimizer = torch.optim.AdamW(
+            [self.student.flat],
+            lr=config.learning_rate,
+            betas=config.betas,
+            eps=1e-8,
+            weight_decay=config.weight_decay,
+            foreach=False,
+        )
+        self.roles = Roles(
+            student=self.role("student"),
+            rollout=self.role("ema"),
+            frozen=self.role(None),
+            backward=lambda loss: self.adapters.backward(loss, "student"),
+        )
+        self.step = 0
+        """Steps done."""
+        self.history: list[tuple[int, str, float]] = []
+        """(step, figure, value) of every step; only what is the same whenever it is done again."""
+
+    def _new_adapter(self, name: str) -> Adapter:
+        config = self.config
+        return self.adapters.add(name, config.rank, config.lora_alpha, flux.LORA_TARGETS, config.seed)
+
+    def role(self, adapter: str | None) -> Callable[..., torch.Tensor]:
+        """The base under one adapter, as a velocity."""
+
+        def velocity(
+            x_t: torch.Tensor, t: torch.Tensor, text: TextEmbeds, reference: torch.Tensor | None
+        ) -> torch.Tensor:
+            with self.adapters.use(adapter):
+                return flux.velocity(
+                    self.transformer,
+                    x_t,
+                    t,
+                    text,
+                    reference,
+                    self.data.grid,
+                    self.config.guidance_scale,
+                    self.config.reference_positions,
+                )
+
+        return velocity
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Does work that calls the base's roles. On every rank at once, with as many forwards on each."""
+        target = getattr(self.root, "module", self.root)
+        target.work = work
+        self.root()
+
+    def batch(self, rows: list[int]) -> Batch:
+        """Rows of the data, on this rank's device."""
+        return self.data.batch(rows, self.device, getattr(torch, self.config.dtype))
+
+    def train_step(self) -> dict[str, float]:
+        """One step. Returns its figures, means over all ranks, and adds them to the history.
+
+        Raises TrainingDiverged, on all ranks alike and before anything is updated.
+        """
+        step, config = self.step, self.config
+        rows = self.order.rows(step)
+        batch = self.batch(rows[self.my_rows])
+        draws = Draws(config.seed, step, config.batch_size, self.my_rows)
+        self.student.gradient.zero_()
+        figures: dict[str, torch.Tensor] = {}
+
+        def work() -> None:
+            with self.adapters.use("student"):
+                figures.update(self.method.step(self.settings, self.roles, batch, draws, step))
+
+        self.run(work)
+        values = self._reduced(figures)
+        norm = self.student.gradient.norm().item()
+        values["gradient_norm"] = norm
+        if not all(map(math.isfinite, values.values())) or norm > config.stop_gradient_norm:
+            raise TrainingDiverged(step, values, self.batch(rows), config.stop_gradient_norm)
+        if norm > config.max_gradient_norm:
+            self.student.gradient.mul_(config.max_gradient_norm / norm)
+        self.optimizer.param_groups[0]["lr"] = self.learning_rate
+        with torch.no_grad():
+            self.optimizer.step()
+            self.ema.flat.lerp_(self.student.flat.detach(), 1 - config.ema_decay)
+        self.step += 1
+        self.history += [(self.step, name, value) for name, value in values.items()]
+        return values
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the next step: it rises over the warm-up, stays, and if asked to falls to 0 at the end."""
+        config = self.config
+        rise = min(1.0, (self.step + 1) / (config.learning_rate_warmup + 1))
+        fall = 1.0
+        if config.learning_rate_decay:
+            num_falling = config.learning_rate_decay * config.num_steps
+            fall = min(1.0, (config.num_steps - self.step) / num_falling)
+        return config.learning_rate * rise * fall
+
+    def _reduced(self, figures: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Averages the gradient over the ranks, in place, and the figures.
+
+        A rank's loss is a mean over its own rows, so the norms of gradients at its output add up in
+        squares, each rank's part a share of the global mean.
+        """
+        names = sorted(figures)
+        values = torch.stack([figures[name].detach().float() for name in names])
+        if self.world_size > 1:
+            is_norm = torch.tensor([name.startswith("gradient_") for name in names], device=values.device)
+            values = values / self.world_size
+            values = torch.where(is_norm, values.square(), values)
+            dist.all_reduce(self.student.gradient)
+            dist.all_reduce(values)
+            self.student.gradient.div_(self.world_size)
+            values = torch.where(is_norm, values.sqrt(), values)
+        return dict(zip(names, values.tolist(), strict=True))
+
+    def state_tensors(self) -> dict[str, torch.Tensor]:
+        """All that changes from step to step, by `<part>/<path of the LoRA tensor>`; views, in float32."""
+        moments = self.optimizer.state[self.student.flat]
+        if not moments:  # AdamW makes them at its first step
+            moments = dict.fromkeys(("exp_avg", "exp_avg_sq"), torch.zeros_like(self.student.flat))
+        parts = {
+            "student": self.student.flat.detach(),
+            "ema": self.ema.flat,
+            "exp_avg": moments["exp_avg"],
+            "exp_avg_sq": moments["exp_avg_sq"],
+        }
+        return {
+            f"{part}/{path}": view
+            for part, flat in parts.items()
+            for path, view in Adapter.views(flat, self.student.shapes).items()
+        }
+
+    def load_state(
+        self, tensors: dict[str, torch.Tensor], step: int, history: list[tuple[int, str, float]]
+    ) -> None:
+        """Goes on from a state that `state_tensors` gave after `step` steps."""
+        self.optimizer.state[self.student.flat] = {
+            "step": torch.tensor(float(step)),
+            "exp_avg": torch.zeros_like(self.student.flat),
+            "exp_avg_sq": torch.zeros_like(self.student.flat),
+        }
+        with torch.no_grad():
+            for name, view in self.state_tensors().items():
+                view.copy_(tensors[name])
+        self.step, self.history = step, list(history)
+
+    def start_from(self, lora: dict[str, torch.Tensor]) -> None:
+        """Student and average start from a LoRA's tensors instead of from nothing."""
+        with torch.no_grad():
+            for adapter in (self.student, self.ema):
+                for path, tensor in adapter.tensors.items():
+                    tensor.copy_(lora[path])
+
+
+def means(history: list[tuple[int, str, float]], first: int, last: int) -> dict[str, float]:
+    """The mean of each figure over the steps from `first` to `last`."""
+    found: dict[str, list[float]] = {}
+    for step, name, value in reversed(history):
+        if step < first:
+            break
+        if step <= last:
+            found.setdefault(name, []).append(value)
+    return {name: math.fsum(values) / len(values) for name, values in sorted(found.items())}

@@ -1,0 +1,58 @@
+"""Flow matching, as functions on tensors.
+
+Conventions: `x_t = (1 - t) x0 + t eps`, velocity `v = eps - x0`, t in [0, 1], 1 is noise. Latents are tokens
+`[B, N, C]`, times `[B]` in float32. Losses come per sample, `[B]`, in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+
+def expand(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """`[B]` to `[B, 1, 1]`, in the dtype of `like`."""
+    return t.view(-1, *([1] * (like.ndim - 1))).to(like.dtype)
+
+
+def noised(x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """The state x_t between the clean `x0` and the `noise`."""
+    t = expand(t, x0)
+    return (1 - t) * x0 + t * noise
+
+
+def clean_estimate(x_t: torch.Tensor, velocity: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """The one-step estimate `x_t - t v` of the clean latents."""
+    return x_t - expand(t, x_t) * velocity
+
+
+def velocity_loss(velocity: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean squared error per sample."""
+    return (velocity.float() - target.float()).square().flatten(1).mean(1)
+
+
+def directional_loss(velocity: torch.Tensor, v_src: torch.Tensor, v_tgt: torch.Tensor) -> torch.Tensor:
+    """`1 - cos(v - v_src, v_tgt - v_src)` over the whole sample (ByG, eq. 2)."""
+    ours = (velocity.float() - v_src.float()).flatten(1)
+    wanted = (v_tgt.float() - v_src.float()).flatten(1)
+    return 1 - functional.cosine_similarity(ours, wanted, dim=1, eps=1e-6)
+
+
+def shifted(t: torch.Tensor, shift: float) -> torch.Tensor:
+    """Times moved towards noise (`shift` > 1) as flow schedulers do: `s t / (1 + (s - 1) t)`."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def logit_normal(num: int, generator: torch.Generator, shift: float = 1.0) -> torch.Tensor:
+    """Times `[num]` whose logits are normal, then shifted."""
+    return shifted(torch.randn(num, generator=generator).sigmoid(), shift)
+
+
+def sampling_nodes(num_steps: int, shift: float = 1.0) -> torch.Tensor:
+    """The times `[num_steps + 1]` from 1 to 0 at which an Euler sampler stands."""
+    return shifted(torch.linspace(1, 0, num_steps + 1), shift)
+
+
+def nearest_node(t: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:
+    """The index of the node nearest to each time, `[B]`."""
+    return (t[:, None] - nodes[None, :]).abs().argmin(dim=1)

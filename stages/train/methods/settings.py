@@ -1,0 +1,39 @@
+"""The methods' settings. They import no torch: planning reads them."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ByGConfig(BaseModel):
+    """The method's settings; the ablations of the paper's table 4 are one field each."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    gradient_routing: bool = Field(True, description="condition the reverse pass on the clean edit (eq. 4)")
+    cycle: bool = Field(True, description="the cycle loss (eq. 3)")
+    directional: bool = Field(True, description="the direction term of the prior (eq. 2)")
+    bootstrap: bool = Field(True, description="x_t from the EMA's own sampling; else the noised source")
+    mse: bool = Field(True, description="the mean squared error that anchors the prior's magnitude")
+    identity_steps: bool = Field(True, description="identity steps after the warm-up")
+
+    lambda_cycle: float = Field(1.0, ge=0)
+    lambda_prior: float = Field(1.0, ge=0)
+    lambda_id: float = Field(0.2, ge=0)
+    alpha: float = Field(0.1, ge=0, description="weight of the prior's mean squared error")
+    identity_warmup: int = Field(200, ge=0, description="steps of identity alone at the start")
+    identity_probability: float = Field(0.15, ge=0, le=1)
+    num_rollout_steps: int = Field(10, ge=2, description="sampling steps from noise to the clean edit")
+    forward_shift: float = Field(1.0, gt=0, description="shift of the forward pass's times towards noise")
+    reverse_shift: float = Field(1.0, gt=0, description="shift of the reverse pass's times towards noise")
+    prior_t_range: tuple[float, float] = Field(
+        (0.0, 1.0), description="times at which the frozen base is asked; near 1 it knows no detail of the source"
+    )
+
+
+class SFTConfig(BaseModel):
+    """Settings of supervised training."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shift: float = Field(1.0, gt=0, description="shift of the times towards noise")

@@ -1,0 +1,136 @@
+"""What the average of the student makes of a few fixed items during training: pictures, and their scores."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from cluster.errors import UserError
+from cluster.folder import Folder
+from stages.train import flow
+from stages.train.backbones.flux import FluxEncoder
+from stages.train.backbones.models import loading, resolved_model
+from stages.train.backbones.pictures import to_images, to_pixels
+from stages.train.engine import Trainer
+
+_COLUMNS = ["item_id", "image", "instruction", "metadata"]
+_SEED = 20_250
+_MAX_PIXELS = 50_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """A held-out picture and an instruction. `metadata` is for the metric alone."""
+
+    id: str
+    image: Image.Image
+    instruction: str
+    metadata: str
+
+
+Metric = Callable[[Item, np.ndarray], dict[str, float]]
+"""The scores of an edit, a picture uint8 `[H, W, 3]`."""
+
+
+def scene_metric(item: Item, image: np.ndarray) -> dict[str, float]:
+    """The starter's oracle. For logs only: no gradient, no choice in training depends on it."""
+    from stages.starter import oracle, world
+
+    score = oracle.score(world.Edit.from_json(item.metadata), image)
+    names = ("edit_success", "preservation", "whole_scene_right")
+    return {name: float(getattr(score, name)) for name in names}
+
+
+METRICS: dict[str, Metric | None] = {"none": None, "scene": scene_metric}
+
+
+def read_items(benchmark: Folder, num_items: int) -> list[Item]:
+    """The first items of a benchmark's tables. Raises UserError if there is none."""
+    items: list[Item] = []
+    for name in benchmark.list(".parquet", recursive=True):
+        table = benchmark.read_table(name)
+        if not set(_COLUMNS) <= set(table.column_names):
+            continue
+        for row in table.select(_COLUMNS).slice(0, num_items - len(items)).to_pylist():
+            image = Image.open(io.BytesIO(row["image"]))
+            if image.width * image.height > _MAX_PIXELS:
+                raise UserError(f"Item {row['item_id']!r} of {benchmark.url} has more than 50 megapixels.")
+            items.append(Item(row["item_id"], image.convert("RGB"), row["instruction"], row["metadata"]))
+    if not items:
+        columns = ", ".join(_COLUMNS)
+        raise UserError(f"The benchmark {benchmark.url} holds no table with the columns {columns}.")
+    return items
+
+
+class Preview:
+    """Edits fixed items by the path that inference takes: the same tokens, texts, sampler and decoder.
+
+    Texts and pictures are encoded once; the items' noise is the same every time, so only training changes
+    what comes out.
+    """
+
+    def __init__(
+        self, trainer: Trainer, items: Sequence[Item], metric: Metric | None, num_steps: int
+    ) -> None:
+        config = trainer.config
+        self.trainer, self.items, self.metric = trainer, items, metric
+        with loading(config.model, "train_byg.model"):
+            dtype = getattr(torch, config.dtype)
+            self.encoder = FluxEncoder(resolved_model(config.model), str(trainer.device), dtype)
+        self.width, self.height = items[0].image.size
+        if self.encoder.grid(self.height, self.width) != trainer.data.grid:
+            raise UserError(
+                f"Previews: item {items[0].id!r} has {self.width}x{self.height} pixels, the training pictures "
+                "are of another size. Turn previews off (preview_every=0) or take a benchmark of that size."
+            )
+        self.source = self.encoder.encode_pixels(to_pixels([item.image for item in items]))
+        self.text = self.encoder.encode_text([item.instruction for item in items])
+        generator = torch.Generator().manual_seed(_SEED)
+        self.noise = torch.randn(self.source.shape, generator=generator).to(trainer.device)
+        self.nodes = flow.sampling_nodes(num_steps).to(trainer.device)
+
+    def tokens(self) -> torch.Tensor:
+        """The edits as packed latents. On every rank at once."""
+        velocity = self.trainer.role("ema")
+        state = self.noise
+
+        def work() -> None:
+            nonlocal state
+            with torch.no_grad():
+                for t, next_t in zip(self.nodes[:-1], self.nodes[1:], strict=True):
+                    x_t = state.to(self.source.dtype)
+                    moved = velocity(x_t, t.expand(len(x_t)), self.text, self.source)
+                    state = state + (next_t - t) * moved.float()
+
+        self.trainer.run(work)
+        return state
+
+    def __call__(self) -> tuple[dict[str, float], bytes]:
+        """The mean scores, and a PNG of sources and edits side by side."""
+        tokens = self.tokens().to(self.source.dtype)
+        edits = to_images(self.encoder.decode_pixels(tokens, self.height, self.width))
+        scores: dict[str, list[float]] = {}
+        if self.metric:
+            for item, edit in zip(self.items, edits, strict=True):
+                for name, value in self.metric(item, np.asarray(edit)).items():
+                    scores.setdefault(f"preview_{name}", []).append(value)
+        return {name: float(np.mean(values)) for name, values in scores.items()}, self._grid(edits)
+
+    def _grid(self, edits: Sequence[Image.Image], columns: int = 4, side: int = 128, line: int = 14) -> bytes:
+        rows = -(-len(edits) // columns)
+        sheet = Image.new("RGB", (columns * (2 * side + 8), rows * (side + line + 6)), "white")
+        draw = ImageDraw.Draw(sheet)
+        for index, (item, edit) in enumerate(zip(self.items, edits, strict=True)):
+            left, top = index % columns * (2 * side + 8), index // columns * (side + line + 6)
+            how = Image.Resampling.NEAREST if self.width < side else Image.Resampling.LANCZOS
+            for place, picture in enumerate((item.image, edit)):
+                sheet.paste(picture.resize((side, side), how), (left + place * side, top))
+            draw.text((left, top + side), item.instruction[:42], fill="black")
+        data = io.BytesIO()
+        sheet.save(data, "PNG")
+        return data.getvalue()

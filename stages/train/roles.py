@@ -1,0 +1,72 @@
+"""What a method trains with: networks by role, a batch of encoded data, and the draws of one step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+
+TextEmbeds = Mapping[str, torch.Tensor]
+"""Embeddings of a batch of texts, by the names that the backbone's transformer takes (each `[B, ...]`)."""
+
+
+class Velocity(Protocol):
+    """A network in one role: the velocity `[B, N, C]` at tokens `x_t` of times `t` `[B]`, given text and reference."""
+
+    def __call__(
+        self, x_t: torch.Tensor, t: torch.Tensor, text: TextEmbeds, reference: torch.Tensor | None
+    ) -> torch.Tensor: ...
+
+
+@dataclasses.dataclass
+class Batch:
+    """Encoded rows: `latents` by field, `[B, N, C]`, and `texts` by field."""
+
+    ids: list[str]
+    latents: dict[str, torch.Tensor]
+    texts: dict[str, TextEmbeds]
+
+
+class Draws:
+    """All randomness of one step, for the whole global batch, of which this rank takes its rows.
+
+    Drawing for all ranks on each makes the numbers independent of how many ranks there are.
+    """
+
+    def __init__(self, seed: int, step: int, batch_size: int, rows: slice) -> None:
+        self.generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        self.batch_size = batch_size
+        self._rows = rows
+
+    def normal(self, like: torch.Tensor) -> torch.Tensor:
+        """Noise in the shape of this rank's rows `like`, in float32 before the cast."""
+        noise = torch.randn((self.batch_size, *like.shape[1:]), generator=self.generator)
+        return noise[self._rows].to(like)
+
+    def times(self, draw: Callable[[int, torch.Generator], torch.Tensor], device) -> torch.Tensor:
+        """This rank's times, drawn by `draw(num, generator)`."""
+        return draw(self.batch_size, self.generator)[self._rows].to(device)
+
+    def chance(self, probability: float) -> bool:
+        """One coin for the whole step: every rank sees the same side."""
+        return bool(torch.rand((), generator=self.generator) < probability)
+
+
+@dataclasses.dataclass
+class Roles:
+    """The networks: the `student` is trained, `rollout` is what samples (its EMA), `frozen` the pretrained base.
+
+    `backward` backpropagates a loss of the student's.
+    """
+
+    student: Velocity
+    rollout: Velocity
+    frozen: Velocity
+    backward: Callable[[torch.Tensor], None]
+
+
+def joined(texts: list[TextEmbeds]) -> TextEmbeds:
+    """Several batches of text embeddings as one."""
+    return {key: torch.cat([text[key] for text in texts]) for key in texts[0]}

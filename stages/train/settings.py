@@ -1,0 +1,79 @@
+"""The configurations of the training stages. Light to import: planning reads them without torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from cluster.config import StageConfig, runtime
+from stages.train.backbones.models import Device, Dtype
+from stages.train.methods.settings import ByGConfig, SFTConfig
+
+
+class TrainConfig(StageConfig):
+    """What every method has: the base model, its LoRA, the optimizer, and how the work is spread."""
+
+    model: str = Field(
+        "stages/starter/models/flux", description="a folder in FluxPipeline's layout, or a hub id"
+    )
+    init_adapter: str | None = Field(
+        None, description="a folder with a LoRA of the same rank to start from, as this stage exports it"
+    )
+    rank: int = Field(64, ge=1)
+    alpha: float | None = Field(
+        None, gt=0, description="the LoRA's weight is alpha / rank; unset: alpha = rank"
+    )
+    num_steps: int = Field(30_000, ge=1)
+    batch_size: int = Field(8, ge=1, description="rows of a step, over all ranks")
+    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate_warmup: int = Field(0, ge=0, description="steps over which the rate rises from 0")
+    learning_rate_decay: float = Field(
+        0.0, ge=0, le=1, description="share of the steps, the last, in which it falls to 0"
+    )
+    weight_decay: float = Field(1e-2, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    max_gradient_norm: float = Field(1.0, gt=0, description="a larger gradient is scaled down to this norm")
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="of the average that samples and is exported")
+    seed: int = Field(0, ge=0)
+    guidance_scale: float = Field(3.5, ge=0, description="FLUX.1-dev's distilled guidance, an input")
+    reference_positions: Literal["kontext", "shared"] = "kontext"
+    dtype: Dtype = Field("float32", description="of the base and of the activations")
+
+    stop_gradient_norm: float = runtime(
+        1e4, gt=0, description="a larger gradient, or a NaN, stops the training"
+    )
+    sharding: Literal["none", "zero3"] = runtime("none", description="how the frozen base lies on the ranks")
+    persistence_threshold: int = runtime(
+        100_000, ge=0, description="zero3: parameters with no more elements are kept whole on every rank"
+    )
+    gradient_checkpointing: bool = runtime(False, description="forwards again at backward, for less memory")
+    device: Device = runtime("auto", description="auto: GPUs if the cluster has any")
+    num_workers: int = runtime(1, ge=1, description="ranks; each takes a GPU where they run on GPUs")
+    num_threads: int = runtime(1, ge=1, description="CPU threads of a rank")
+    checkpoint_every: int = runtime(200, ge=1)
+    log_every: int = runtime(20, ge=1, description="steps whose means make one point in MLflow")
+    preview_every: int = runtime(0, ge=0, description="0: no previews")
+    preview_metric: Literal["none", "scene"] = runtime(
+        "none", description="what the previews are scored by; scene: the starter's oracle"
+    )
+    num_preview_items: int = runtime(16, ge=1)
+    num_preview_steps: int = runtime(12, ge=1, description="sampling steps of a preview")
+
+    @property
+    def lora_alpha(self) -> float:
+        return self.alpha if self.alpha is not None else float(self.rank)
+
+
+class TrainByGConfig(TrainConfig):
+    """ByG, on the rows of `encode`."""
+
+    method: Literal["byg"] = "byg"
+    byg: ByGConfig = ByGConfig()
+
+
+class TrainSFTConfig(TrainConfig):
+    """Supervised training, on the encoded pairs."""
+
+    method: Literal["sft"] = "sft"
+    sft: SFTConfig = SFTConfig()

@@ -1,0 +1,144 @@
+"""The frozen base on every rank: whole, or cut over the ranks by DeepSpeed's ZeRO-3."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stages.train.backbones.models import loading, resolved_model
+from stages.train.settings import TrainConfig
+
+
+class Root(nn.Module):
+    """A module whose forward is any work with the base, most often a whole training step.
+
+    ZeRO-3 foresees which parameters come next from what happened in the last forward of the root module: so
+    the root must be the step, not one of its many forwards.
+    """
+
+    def __init__(self, transformer: nn.Module) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.work = None
+
+    def forward(self) -> tuple[()]:
+        self.work()
+        return ()
+
+
+def load_root(config: TrainConfig, device: torch.device) -> tuple[nn.Module, nn.Module]:
+    """The frozen base as (what is to be called for a step, the transformer within).
+
+    With `sharding: zero3` it is built under `zero.Init` and filled one tensor at a time, so that no rank ever
+    holds it whole. The process group must be there.
+
+    Raises UserError if the model can't be loaded.
+    """
+    from diffusers import FluxTransformer2DModel
+
+    dtype = getattr(torch, config.dtype)
+    model = resolved_model(config.model)
+    with loading(config.model, "train_byg.model"):
+        if config.sharding == "none":
+            transformer = FluxTransformer2DModel.from_pretrained(
+                model, subfolder="transformer", torch_dtype=dtype, use_safetensors=True
+            )
+            transformer.to(device)
+        else:
+            transformer = _sharded_transformer(FluxTransformer2DModel, _transformer_folder(model), config)
+    transformer.requires_grad_(False).eval()
+    if config.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()  # diffusers' default is the non-reentrant kind
+    root = Root(transformer)
+    if config.sharding == "zero3":
+        deepspeed = _deepspeed()
+        root, *_ = deepspeed.initialize(model=root, config=deepspeed_config(config))
+    return root, transformer
+
+
+def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
+    """The configuration of an engine that only cuts parameters: no optimizer, no default left unsaid."""
+    import torch.distributed as dist
+
+    return {
+        "train_micro_batch_size_per_gpu": config.batch_size // dist.get_world_size(),
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0,
+        "prescale_gradients": False,
+        "steps_per_print": 1 << 62,
+        "wall_clock_breakdown": False,
+        "dump_state": False,
+        "disable_allgather": False,
+        "communication_data_type": None,
+        "fp16": {"enabled": False},
+        "bf16": {"enabled": config.dtype == "bfloat16"},
+        "zero_optimization": {
+            "stage": 3,
+            "stage3_param_persistence_threshold": config.persistence_threshold,
+            "stage3_prefetch_bucket_size": 50_000_000,
+            "stage3_max_live_parameters": 1_000_000_000,
+            "stage3_max_reuse_distance": 1_000_000_000,
+            "stage3_gather_16bit_weights_on_model_save": False,
+            "contiguous_gradients": True,
+            "overlap_comm": True,
+            "reduce_scatter": True,
+            "reduce_bucket_size": 500_000_000,
+            "allgather_partitions": True,
+            "allgather_bucket_size": 500_000_000,
+            "sub_group_size": 1_000_000_000,
+            "zero_hpz_partition_size": 1,
+            "zero_quantized_weights": False,
+            "zero_quantized_gradients": False,
+            "round_robin_gradients": False,
+            # Keeps no gathered weight alive between a layer's forward and its backward.
+            "memory_efficient_linear": True,
+        },
+    }
+
+
+def _transformer_folder(model: str) -> Path:
+    if Path(model).is_dir():
+        return Path(model) / "transformer"
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model, allow_patterns=["transformer/*"])) / "transformer"
+
+
+def _deepspeed() -> Any:
+    """The library, kept from compiling its shared-memory operation for CPUs at first use.
+
+    ZeRO-3 doesn't use it; it needs a compiler, and a rank that is killed while it builds leaves a lock behind
+    for which every later one waits for ever.
+    """
+    import deepspeed
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def _sharded_transformer(transformer_class: Any, folder: Path, config: TrainConfig) -> nn.Module:
+    import torch.distributed as dist
+    from safetensors import safe_open
+
+    deepspeed = _deepspeed()
+    settings = transformer_class.load_config(folder)
+    # Its dtype comes from the configuration: given as an argument, DeepSpeed takes another one on CPUs.
+    with deepspeed.zero.Init(config_dict_or_path=deepspeed_config(config)):
+        transformer = transformer_class.from_config(settings)
+    missing = dict(transformer.named_parameters())
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():
+                parameter = missing.pop(name, None)
+                if parameter is None:
+                    raise ValueError(f"{file} has a tensor {name!r} that the transformer hasn't")
+                with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                    if dist.get_rank() == 0:
+                        parameter.data.copy_(opened.get_tensor(name))
+    if missing:
+        raise ValueError(f"{folder} has no tensor {next(iter(missing))!r} (and {len(missing) - 1} more)")
+    return transformer

@@ -1,0 +1,261 @@
+import collections
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from cluster.artifacts import Artifact, commit, read_artifact
+from cluster.chat import ChatReply, ChatRequest
+from cluster.config import identity
+from cluster.dag import Context
+from cluster.errors import UserError
+from cluster.folder import Folder
+from cluster.vllm import Engine, EngineSettings
+from stages.caption import stage
+from stages.caption.offers import PHOTOREALISTIC, offer_types
+from stages.caption.stage import TUPLES_SCHEMA, CaptionConfig, caption_images, caption_sources
+from tests.stages.ingest.context import make_context
+from tests.tiny_qwen import make_model
+
+GOOD = {
+    "edit_type": "color",
+    "src_caption": "red circle top left on gray background",
+    "instruction": "make the red circle blue",
+    "tgt_caption": "blue circle top left on gray background",
+    "reverse_instruction": "make the blue circle red",
+}
+NUM_SAMPLES = 30
+
+
+class ScriptedEngine(Engine):
+    """Answers by a function of (sample id, attempt), in an order that its seed decides; may stop after some
+    replies.
+    """
+
+    def __init__(
+        self, answer: Callable[[str, int], str | ChatReply], seed: int = 0, stop_after: int | None = None
+    ):
+        self._answer, self._order = answer, np.random.default_rng(seed)
+        self._stop_after = stop_after
+        self.requests: list[ChatRequest] = []
+
+    def generate(self, requests: Iterable[ChatRequest | None]) -> Iterator[ChatReply]:
+        source, flying, exhausted, num_replies = iter(requests), [], False, 0
+        attempts: collections.Counter[str] = collections.Counter()
+        while True:
+            while not exhausted and len(flying) < 7:
+                request = next(source, "end")
+                exhausted = request == "end"
+                if exhausted or request is None:
+                    break
+                flying.append(request)
+                self.requests.append(request)
+            if not flying:
+                assert exhausted
+                return
+            request = flying.pop(self._order.integers(len(flying)))
+            answer = self._answer(request.key, attempts[request.key])
+            attempts[request.key] += 1
+            num_replies += 1
+            if num_replies == self._stop_after:
+                raise KeyboardInterrupt
+            yield answer if isinstance(answer, ChatReply) else ChatReply(request.key, answer, "stop", 50, 40)
+
+
+@pytest.fixture
+def ingest(tmp_path: Path) -> Artifact:
+    """Thirty small pictures in two files of samples, and a table of dead letters that nobody may read."""
+    folder = Folder(tmp_path / "ingest" / "feed")
+    for part in range(2):
+        rows = [_sample(i) for i in range(part * 15, part * 15 + 15)]
+        folder.write_table(f"samples/{part:05d}.parquet", pa.Table.from_pylist(rows))
+    folder.write_table("dead_letters/00000.parquet", pa.table({"sample_id": ["dead"]}))
+    fields = {
+        "stage": "ingest",
+        "version": "1",
+        "fingerprint": "feed",
+        "parents": {},
+        "config": {},
+        "identity": {},
+    }
+    commit(folder, **fields, rows=NUM_SAMPLES, code_version="v", run_id="r")
+    return read_artifact(Folder(tmp_path), "ingest", "feed")
+
+
+def _sample(i: int) -> dict:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(i).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return {"sample_id": f"{i:016x}", "image": buffer.getvalue(), "metadata": "{}"}
+
+
+@pytest.fixture
+def run(ingest: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs the stage in a folder of its own with a given engine."""
+
+    def run(engine: Engine, name: str = "caption", **fields) -> Context:
+        context = make_context(tmp_path / name, "caption")
+        monkeypatch.setattr(stage, "get_engine", lambda settings, context: engine)
+        fields = {
+            "engine": {"model": "m"},
+            "edit_types": ("color",),
+            "num_offered": 1,
+            "shard_size": 8,
+        } | fields
+        caption_images({"ingest": ingest}, CaptionConfig(**fields), context)
+        return context
+
+    return run
+
+
+def rows_of(context: Context, folder: str) -> list[dict]:
+    names = [name for name in context.out.list(".parquet", recursive=True) if name.startswith(f"{folder}/")]
+    return [row for name in names for row in context.out.read_table(name).to_pylist()]
+
+
+def files_of(context: Context) -> dict[str, str]:
+    return {name: context.out.sha256(name) for name in context.out.list("", recursive=True)}
+
+
+def answer_by_id(sample_id: str, attempt: int) -> str:
+    """Most are good at once, some later, some never: by the sample alone, not by the order of the answers."""
+    number = int(sample_id, 16)
+    if number % 10 == 3 and attempt < 2:
+        return json.dumps(GOOD | {"tgt_caption": "the circle is now blue, without red"})
+    if number % 10 == 7:
+        return "I can't do that."
+    return json.dumps(GOOD)
+
+
+def test_every_image_becomes_a_tuple_or_a_dead_letter_with_its_reason(run):
+    engine = ScriptedEngine(answer_by_id)
+    context = run(engine)
+    good, bad = rows_of(context, "tuples"), rows_of(context, "dead_letters")
+    assert sorted(row["sample_id"] for row in good + bad) == [f"{i:016x}" for i in range(NUM_SAMPLES)]
+    assert len(good) + len(bad) == NUM_SAMPLES and len(bad) == 3
+    for row in good:
+        late = int(row["sample_id"], 16) % 10 == 3
+        assert {name: row[name] for name in GOOD} == GOOD
+        assert (row["outcome"], row["reason"], row["attempts"]) == ("ok", None, 3 if late else 1)
+        assert row["model"] == "m" and row["prompt_version"] == "v1" and len(row["prompt_hash"]) == 16
+    assert {(row["outcome"], row["reason"], row["attempts"]) for row in bad} == {("failed", "no_json", 4)}
+    for name in context.out.list(".parquet", recursive=True):
+        assert context.out.read_table(name).schema.equals(TUPLES_SCHEMA)
+    report = context.out.read_json("rules.json")
+    assert report["rules_broken"]["target_tells_of_the_edit"] == 6 and report["rules_broken"]["no_json"] == 12
+    assert report["rules"]["no_json"]["examples"][0]["answer"] == "I can't do that."
+    assert context.rows == 27 and context.figures["outcomes"] == {"failed": 3, "ok": 27}
+    assert context.figures["attempts_per_image"] == (24 + 3 * 3 + 3 * 4) / 30
+
+
+def test_retries_grow_warmer_with_a_seed_of_their_own(run):
+    engine = ScriptedEngine(answer_by_id)
+    run(engine, temperatures=(0.0, 0.5, 0.9))
+    for number in (7, 17):
+        mine = [request for request in engine.requests if int(request.key, 16) == number]
+        assert [request.temperature for request in mine] == [0.0, 0.5, 0.9]
+        assert len({request.seed for request in mine}) == 3
+    assert len({request.seed for request in engine.requests}) == len(engine.requests)
+
+
+def test_the_result_depends_on_neither_order_nor_interruption(run):
+    whole = files_of(run(ScriptedEngine(answer_by_id, seed=1), "whole"))
+    assert files_of(run(ScriptedEngine(answer_by_id, seed=2), "other_order")) == whole
+    with pytest.raises(KeyboardInterrupt):
+        run(ScriptedEngine(answer_by_id, seed=3, stop_after=22), "cut_off")
+    engine = ScriptedEngine(answer_by_id, seed=4)
+    context = run(engine, "cut_off")
+    assert files_of(context) == whole
+    assert (
+        0 < len({request.key for request in engine.requests}) < NUM_SAMPLES
+    )  # finished shards aren't asked again
+
+
+def test_truncated_and_refused_requests_have_their_outcome(run):
+    def answer(sample_id: str, attempt: int) -> str | ChatReply:
+        number = int(sample_id, 16)
+        if number == 0:
+            return ChatReply(sample_id, '{"edit_type": "col', "length", 50, 40)
+        if number == 1:
+            return ChatReply(sample_id, error="image: broken")
+        return json.dumps(GOOD)
+
+    bad = {int(row["sample_id"], 16): row for row in rows_of(run(ScriptedEngine(answer)), "dead_letters")}
+    assert (bad[0]["outcome"], bad[0]["attempts"], bad[0]["finish_reason"]) == ("truncated", 4, "length")
+    assert (bad[1]["outcome"], bad[1]["reason"], bad[1]["attempts"]) == ("failed", "image: broken", 1)
+    assert len(bad) == 2
+
+
+def test_too_many_bad_rows_stop_the_stage(run, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(UserError, match=r"12 of the first 30 images .*error_rate_limit=0.3.*no_json \(12\)"):
+        run(
+            ScriptedEngine(lambda key, _: json.dumps(GOOD) if int(key, 16) >= 12 else "no"),
+            error_rate_limit=0.3,
+        )
+    monkeypatch.setattr(stage, "_MIN_ROWS_FOR_GATE", 5)
+    engine = ScriptedEngine(lambda key, attempt: "no")
+    with pytest.raises(UserError, match="5 of the first 5 images"):
+        run(engine, "early", temperatures=(0.0,))
+    assert len(engine.requests) < 15
+
+
+def test_offers_are_even_and_follow_the_priorities():
+    types = ("color", "replace", "background", "remove", "add", "style")
+    offers = offer_types(["{}"] * 600, types, 3, 0.5, seed=1)
+    assert offers == offer_types(["{}"] * 600, types, 3, 0.5, seed=1)
+    assert offers != offer_types(["{}"] * 600, types, 3, 0.5, seed=2)
+    assert all(len(set(names)) == 3 and styles is None for names, styles in offers)
+    counts = collections.Counter(name for names, _ in offers for name in names)
+    plain = [counts[name] for name in ("color", "background", "add", "style")]
+    favoured = [counts[name] for name in ("remove", "replace")]
+    assert max(plain) - min(plain) < 25 and max(favoured) - min(favoured) < 25
+    assert 1.2 < np.mean(favoured) / np.mean(plain) < 1.7
+    assert offer_types(["{}"], ("color",), 3, 0.5, seed=1) == [(("color",), None)]
+
+
+def test_pictures_that_are_no_photographs_are_to_become_some():
+    types, drawing = ("color", "style"), json.dumps({"photorealistic": False})
+    offers = offer_types([drawing, "{}", "not json", None] * 100, types, 1, 0.5, seed=1)
+    forced = [styles == PHOTOREALISTIC for _, styles in offers]
+    assert not any(forced[1::4] + forced[2::4] + forced[3::4])
+    assert 30 < sum(forced[0::4]) < 70
+    assert all(names == ("style",) for names, styles in offers if styles)
+    assert not any(styles for _, styles in offer_types([drawing] * 20, ("color",), 1, 1.0, seed=1))
+
+
+def test_what_belongs_to_the_fingerprint(tmp_path: Path):
+    config = CaptionConfig(engine=EngineSettings(model=str(tmp_path)))
+    sources = caption_sources(config)
+    assert sources[0] == str(tmp_path) and Path(sources[1]).name == "v1" and Path(sources[1]).is_dir()
+    scaled = EngineSettings(
+        model=str(tmp_path), num_in_flight=7, tensor_parallel_size=4, endpoint="http://h/v1"
+    )
+    same = CaptionConfig(engine=scaled, error_rate_limit=0.1)
+    assert identity(same) == identity(config)
+    assert identity(CaptionConfig(engine=config.engine, max_tokens=99)) != identity(config)
+    with pytest.raises(ValueError, match="choose some of color, material"):
+        CaptionConfig(edit_types=("colour",))
+
+
+def test_the_real_engine_writes_rows(local_ray: None, ingest: Artifact, tmp_path: Path):
+    """An untrained model: its answers have the form, but not the sense, so every row is a dead letter by a
+    rule.
+    """
+    model = make_model(tmp_path / "model")
+    config = CaptionConfig(
+        engine=EngineSettings(model=str(model), max_model_len=4096), temperatures=(0.0, 1.0), max_tokens=400,
+        shard_size=20, error_rate_limit=1.0,
+    )  # fmt: skip
+    context = make_context(tmp_path, "caption")
+    caption_images({"ingest": ingest}, config, context)
+    rows = rows_of(context, "tuples") + rows_of(context, "dead_letters")
+    assert sorted(row["sample_id"] for row in rows) == [f"{i:016x}" for i in range(NUM_SAMPLES)]
+    assert {row["outcome"] for row in rows} <= {"ok", "filtered", "truncated", "failed"}
+    assert all(row["prompt_tokens"] > 100 and row["completion_tokens"] > 0 for row in rows)
+    assert not any((row["reason"] or "").startswith(("request:", "image:")) for row in rows)
+    assert context.rows == sum(row["outcome"] == "ok" for row in rows)

@@ -1,0 +1,205 @@
+import dataclasses
+import io
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from cluster.config import identity
+from cluster.errors import UserError
+from cluster.folder import Folder
+from stages.edit.stage import EditConfig, edit_images, edit_sources
+from stages.edit.strength import SCORES_SCHEMA, compare_strengths, score_edit
+from stages.starter import world
+from stages.starter.stages import (
+    BenchmarkConfig,
+    ValidationConfig,
+    make_benchmark,
+    sample_edits,
+)
+from tests.artifacts import committed
+from tests.stages.edit.test_sampler import save_adapter
+from tests.stages.ingest.context import make_context
+
+NUM_ITEMS = 7
+
+
+@pytest.fixture(scope="module")
+def given(tiny_flux, tmp_path_factory):
+    """All that the stage can need: benchmark, validation split and two trained adapters."""
+    path = tmp_path_factory.mktemp("inputs")
+    artifacts = {}
+    for config in (BenchmarkConfig(num_items=NUM_ITEMS), ValidationConfig(num_items=4)):
+        context = make_context(path, config.split)
+        make_benchmark({}, config, context)
+        artifacts[config.split] = committed(context.out, config.split)
+    for seed, stage in enumerate(("train_byg", "train_sft")):
+        folder = Folder(path / stage)
+        save_adapter(tiny_flux, folder.sub("adapter"), seed)
+        artifacts[stage] = committed(folder, stage)
+    return artifacts
+
+
+@pytest.fixture
+def run(tiny_flux, tmp_path, monkeypatch):
+    """Runs the stage with its shards done in this process; returns its context and the shards done."""
+
+    def call(given, name="edit", order=1, **settings):
+        context, done = make_context(tmp_path, name), []
+
+        def in_process(shards, work, *, context, **options):
+            for shard in shards[::order]:
+                if not context.out.exists(shard):
+                    work(shard)
+                    done.append(shard)
+
+        monkeypatch.setattr("stages.edit.stage.run_shards", in_process)
+        settings = {"num_inference_steps": 2, "shard_size": 4} | settings
+        edit_images(given, EditConfig(model=str(tiny_flux), **settings), context)
+        return context, done
+
+    return call
+
+
+def edits(context):
+    return {
+        (row["item_id"], row["method"]): row["image"]
+        for name in context.out.list(".parquet", recursive=True)
+        if name.startswith("edits/")
+        for row in context.out.read_table(name).to_pylist()
+    }
+
+
+def pixels(data):
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), dtype=int)
+
+
+def test_every_method_edits_every_item(given, run):
+    context, _ = run(given, sdedit_strengths=(0.3, 0.8))
+    pictures = edits(context)
+    items = given["benchmark"].folder.read_table("benchmark.parquet").to_pylist()
+    methods = EditConfig().methods
+    assert set(pictures) == {(item["item_id"], method) for item in items for method in methods}
+    assert context.rows == len(pictures)
+    for item in items:
+        images = {method: pixels(pictures[item["item_id"], method]) for method in methods}
+        assert np.array_equal(images["copy"], pixels(item["image"]))
+        assert all(image.shape == (32, 32, 3) for image in images.values())
+        different = {image.tobytes() for image in images.values()}
+        assert len(different) == len(methods)
+    table = context.out.read_table("strengths.parquet").to_pylist()
+    assert [row["strength"] for row in table] == [0.3, 0.8] and [row["num_items"] for row in table] == [4, 4]
+    chosen = [row["strength"] for row in table if row["chosen"]]
+    assert chosen == [context.figures["sdedit_strength"]]
+
+
+def test_order_of_work_and_interruption_change_no_picture(given, run):
+    methods = ("untrained", "sdedit", "copy")
+    whole, done = run(given, methods=methods, sdedit_strengths=(0.6,))
+    other, _ = run(given, "other", order=-1, methods=methods, sdedit_strengths=(0.6,))
+    assert len(done) == 6 and edits(whole) == edits(other)
+    other.out.remove(done[1])
+    _, again = run(given, "other", methods=methods, sdedit_strengths=(0.6,))
+    assert again == [done[1]] and edits(whole) == edits(other)
+
+
+def test_batches_change_no_picture_beyond_rounding(given, run):
+    together, _ = run(given, methods=("untrained",), batch_size=32)
+    alone, _ = run(given, "alone", methods=("untrained",), batch_size=1)
+    for key, data in edits(together).items():
+        assert np.abs(pixels(data) - pixels(edits(alone)[key])).max() <= 1
+
+
+def test_on_ray(given, run, tiny_flux, tmp_path, local_ray):
+    here, _ = run(given, methods=("regenerate", "copy"))
+    context = make_context(tmp_path, "ray")
+    settings = {"num_inference_steps": 2, "shard_size": 4, "num_workers": 2, "num_cpus": 0.5}
+    config = EditConfig(model=str(tiny_flux), methods=("regenerate", "copy"), **settings)
+    edit_images(given, config, context)
+    ours, theirs = edits(here), edits(context)
+    assert set(ours) == set(theirs)
+    for key, data in ours.items():  # another number of threads may round differently
+        assert np.abs(pixels(data) - pixels(theirs[key])).max() <= 1
+
+
+def test_the_strength_with_most_whole_scenes_is_chosen(tmp_path):
+    folder = Folder(tmp_path)
+    answers = {0.5: [(0, 1), (0, 1), (1, 1)], 0.7: [(1, 1), (1, 1), (0, 0)], 0.9: [(1, 0), (1, 0), (1, 1)]}
+    shards = {}
+    for strength, values in answers.items():
+        for index, (success, kept) in enumerate(values):
+            row = {"item_id": str(index), "strength": strength, "edit_success": bool(success)}
+            row |= {"preservation": bool(kept), "whole_scene_right": bool(success and kept)}
+            name = f"{strength}-{index}.parquet"
+            folder.write_table(name, pa.Table.from_pylist([row], SCORES_SCHEMA))
+            shards[name] = strength
+    rows = compare_strengths(folder, shards).to_pylist()
+    assert [row["whole_scene_right"] for row in rows] == pytest.approx([1 / 3, 2 / 3, 1 / 3])
+    assert [row["edit_success"] for row in rows] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert [row["chosen"] for row in rows] == [False, True, False]
+
+
+def test_scores_of_the_truth_and_of_the_source():
+    edit = sample_edits("validation", 1, 0)[0]
+    truth, source = (Image.fromarray(world.render(scene)) for scene in (edit.target, edit.source))
+    assert score_edit("a", 0.5, truth, edit.to_json())["whole_scene_right"]
+    assert not score_edit("a", 0.5, source, edit.to_json())["edit_success"]
+    with pytest.raises(UserError, match="can't score item 'a'"):
+        score_edit("a", 0.5, truth, "{}")
+    with pytest.raises(UserError, match="can't score item 'a'"):
+        score_edit("a", 0.5, truth.resize((64, 64)), edit.to_json())
+
+
+def test_what_is_missing_is_named(given, run):
+    def without(stage):
+        return {name: artifact for name, artifact in given.items() if name != stage}
+
+    with pytest.raises(UserError, match="method byg needs stage train_byg"):
+        run(without("train_byg"))
+    with pytest.raises(UserError, match="validation split"):
+        run(without("validation"), methods=("sdedit",))
+
+
+def test_an_adapter_of_another_training_set_up_is_refused(given, run):
+    for settings in ({"model": "black-forest-labs/FLUX.1-dev"}, {"reference_positions": "shared"}):
+        trained = given["train_byg"]
+        manifest = trained.manifest.model_copy(update={"config": settings})
+        changed = given | {"train_byg": dataclasses.replace(trained, manifest=manifest)}
+        with pytest.raises(UserError, match=f"train_byg was trained with {next(iter(settings))}="):
+            run(changed, methods=("byg",))
+
+
+def test_bad_items_are_named(given, run, tmp_path):
+    rows = given["benchmark"].folder.read_table("benchmark.parquet").to_pylist()
+
+    def benchmark(name, rows):
+        folder = Folder(tmp_path / name)
+        schema = given["benchmark"].folder.read_table("benchmark.parquet").schema
+        folder.write_table("benchmark.parquet", pa.Table.from_pylist(rows, schema))
+        return {"benchmark": committed(folder, "benchmark")}
+
+    with pytest.raises(UserError, match=f"{rows[1]['item_id']}' can't be read"):
+        run(benchmark("broken", [rows[0], rows[1] | {"image": b"\x89PNG"}]), methods=("copy",))
+    with pytest.raises(UserError, match=f"{rows[0]['item_id']}' 2 times"):
+        run(benchmark("doubled", rows + rows[:1]), methods=("copy",))
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 32)).save(buffer, format="PNG")
+    with pytest.raises(UserError, match=f"{rows[2]['item_id']}' is 20x32 pixels"):
+        run(benchmark("odd", [*rows[:2], rows[2] | {"image": buffer.getvalue()}]), methods=("regenerate",))
+    with pytest.raises(UserError, match="has no items"):
+        run(benchmark("empty", []), methods=("copy",))
+
+
+def test_configuration():
+    for methods in ((), ("copy", "copy"), ("paint",)):
+        with pytest.raises(ValidationError):
+            EditConfig(methods=methods)
+    for strength in (0, 1.1):
+        with pytest.raises(ValidationError):
+            EditConfig(sdedit_strengths=(strength,))
+    scaled = EditConfig(num_workers=8, batch_size=1, device="cpu", num_gpus=1, num_cpus=2)
+    assert identity(EditConfig()) == identity(scaled)
+    assert identity(EditConfig()) != identity(EditConfig(guidance_scale=1.0))
+    assert edit_sources(EditConfig(model="black-forest-labs/FLUX.1-dev")) == []

@@ -1,0 +1,174 @@
+"""Our forwards and files against diffusers' own pipelines."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cluster.errors import UserError
+from cluster.folder import Folder
+from stages.train import flow
+from stages.train.backbones import flux
+from stages.train.backbones.pictures import to_images, to_pixels
+from stages.train.engine import Trainer
+from stages.train.export import FILE, read_lora, save_lora
+from stages.train.preview import Item, Preview
+
+CPU = torch.device("cpu")
+NUM_STEPS = 3
+
+
+def nontrivial(trainer: Trainer) -> Trainer:
+    with torch.no_grad():
+        trainer.ema.flat.copy_(
+            0.2 * torch.randn(trainer.ema.flat.shape, generator=torch.Generator().manual_seed(9))
+        )
+    return trainer
+
+
+@pytest.fixture
+def pictures() -> list[Image.Image]:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    return [Image.fromarray(array) for array in pixels]
+
+
+def pipeline_of(name: str, folder, **arguments):
+    import diffusers
+
+    pipeline = getattr(diffusers, name).from_pretrained(folder, **arguments)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def followed(encoder, transformer, texts, noise, reference, grid) -> torch.Tensor:
+    text, state, nodes = encoder.encode_text(texts), noise, flow.sampling_nodes(NUM_STEPS)
+    with torch.no_grad():
+        for t, next_t in zip(nodes[:-1], nodes[1:], strict=True):
+            velocity = flux.velocity(transformer, state, t.expand(len(state)), text, reference, grid, 2.5)
+            state = state + (next_t - t) * velocity
+    return state
+
+
+def test_without_reference_we_do_what_fluxpipeline_does(flux_folder):
+    pipeline = pipeline_of("FluxPipeline", flux_folder)
+    encoder = flux.FluxEncoder(flux_folder, max_length=16)
+    noise, texts = torch.randn(2, 4, 64), ["red circle", "blue square on gray background"]
+    theirs = pipeline(
+        prompt=texts, height=16, width=16, num_inference_steps=NUM_STEPS, guidance_scale=2.5, latents=noise,
+        max_sequence_length=16, output_type="latent",
+    ).images  # fmt: skip
+    ours = followed(encoder, pipeline.transformer, texts, noise, None, (2, 2))
+    assert (ours - theirs).abs().max() < 1e-5
+
+
+def test_with_reference_we_do_what_kontext_does(flux_folder, pictures):
+    pipeline = pipeline_of("FluxKontextPipeline", flux_folder)
+    encoder = flux.FluxEncoder(flux_folder, max_length=16)
+    noise, texts = torch.randn(2, 4, 64), ["make the red circle blue", "remove the blue square"]
+    theirs = pipeline(
+        image=to_pixels(pictures) / 2 + 0.5, prompt=texts, height=16, width=16, num_inference_steps=NUM_STEPS,
+        guidance_scale=2.5, latents=noise, max_sequence_length=16, output_type="latent", max_area=16 * 16,
+        _auto_resize=False,
+    ).images  # fmt: skip
+    reference = encoder.encode_pixels(to_pixels(pictures))
+    ours = followed(encoder, pipeline.transformer, texts, noise, reference, (2, 2))
+    assert (ours - theirs).abs().max() < 1e-5
+    without = followed(encoder, pipeline.transformer, texts, noise, None, (2, 2))
+    assert (ours - without).abs().max() > 1e-3
+
+
+def test_pixels_and_texts_are_encoded_as_the_pipeline_does(flux_folder, pictures):
+    pipeline = pipeline_of("FluxPipeline", flux_folder)
+    encoder = flux.FluxEncoder(flux_folder, max_length=16)
+    tokens = encoder.encode_pixels(to_pixels(pictures))
+    decoded = pipeline.vae.decode(pipeline.vae.encode(to_pixels(pictures)).latent_dist.mode()).sample
+    expected = pipeline.image_processor.postprocess(decoded.detach(), output_type="pil")
+    ours = to_images(encoder.decode_pixels(tokens, 16, 16))
+    assert all(np.abs(np.int32(a) - np.int32(b)).max() <= 1 for a, b in zip(ours, expected, strict=True))
+    assert encoder.grid(16, 16) == (2, 2)
+
+
+def test_the_exported_lora_gives_the_same_velocity_in_diffusers(byg_config, data, flux_folder, tmp_path):
+    config = byg_config.model_copy(update={"alpha": 7.0})  # not the rank
+    trainer = nontrivial(Trainer(config, data, CPU))
+    save_lora(Folder(tmp_path), trainer.ema.tensors, config.rank, config.lora_alpha)
+    pipeline = pipeline_of("FluxPipeline", flux_folder)
+    pipeline.load_lora_weights(tmp_path)
+    batch, t = trainer.batch([0, 1, 2]), torch.tensor([0.2, 0.5, 0.9])
+    x_t, text, reference = batch.latents["target"], batch.texts["instruction"], batch.latents["source"]
+    with torch.no_grad():
+        ours = trainer.role("ema")(x_t, t, text, reference)
+        theirs = flux.velocity(
+            pipeline.transformer, x_t, t, text, reference, data.grid, config.guidance_scale
+        )
+        base = trainer.role(None)(x_t, t, text, reference)
+    assert (ours - base).abs().max() > 1e-2
+    assert (ours - theirs).abs().max() < 1e-5
+
+
+def test_an_exported_lora_comes_back_and_its_bytes_are_always_the_same(byg_config, data, tmp_path):
+    trainer = nontrivial(Trainer(byg_config, data, CPU))
+    for name in "ab":
+        save_lora(Folder(tmp_path / name), trainer.ema.tensors, byg_config.rank, byg_config.lora_alpha)
+    assert (tmp_path / "a" / FILE).read_bytes() == (tmp_path / "b" / FILE).read_bytes()
+    header = (tmp_path / "a" / FILE).read_bytes()[8:]
+    assert header.index(b'"__metadata__"') == 1 and header.index(b'"format"') < header.index(
+        b'"lora_adapter_metadata"'
+    )
+    tensors = read_lora(tmp_path / "a", trainer.ema.shapes, byg_config.lora_alpha)
+    other = Trainer(byg_config, data, CPU)
+    other.start_from(tensors)
+    assert torch.equal(other.student.flat, trainer.ema.flat) and torch.equal(other.ema.flat, trainer.ema.flat)
+
+
+def test_a_lora_that_does_not_fit_is_refused(byg_config, data, tmp_path):
+    trainer = Trainer(byg_config, data, CPU)
+    save_lora(Folder(tmp_path), trainer.ema.tensors, byg_config.rank, byg_config.lora_alpha)
+    wider = Trainer(byg_config.model_copy(update={"rank": 8}), data, CPU)
+    with pytest.raises(UserError, match="same model and rank"):
+        read_lora(tmp_path, wider.ema.shapes, byg_config.lora_alpha)
+    with pytest.raises(UserError, match="an alpha of 4, this training one of 9"):
+        read_lora(tmp_path, trainer.ema.shapes, 9.0)
+    with pytest.raises(UserError, match="can't be read"):
+        read_lora(tmp_path / "nowhere", trainer.ema.shapes, 4.0)
+
+
+def test_a_preview_is_what_the_exported_adapter_makes_at_inference(
+    byg_config, data, flux_folder, pictures, tmp_path
+):
+    trainer = nontrivial(Trainer(byg_config, data, CPU))
+    items = [Item(str(i), picture, "remove the blue square", "") for i, picture in enumerate(pictures)]
+    seen = []
+
+    def metric(item: Item, image: np.ndarray) -> dict[str, float]:
+        seen.append(image)
+        return {"brightness": float(image.mean())}
+
+    preview = Preview(trainer, items, metric, NUM_STEPS)
+    figures, png = preview()
+    assert png.startswith(b"\x89PNG")
+    assert figures == {"preview_brightness": pytest.approx(np.mean([image.mean() for image in seen]))}
+    save_lora(Folder(tmp_path), trainer.ema.tensors, byg_config.rank, byg_config.lora_alpha)
+    pipeline = pipeline_of("FluxKontextPipeline", flux_folder)
+    pipeline.load_lora_weights(tmp_path)
+    theirs = pipeline(
+        image=to_pixels(pictures) / 2 + 0.5, prompt=[item.instruction for item in items], height=16, width=16,
+        num_inference_steps=NUM_STEPS, guidance_scale=byg_config.guidance_scale, latents=preview.noise,
+        max_sequence_length=16, max_area=16 * 16, _auto_resize=False,
+    ).images  # fmt: skip
+    assert all(np.abs(np.int32(a) - np.int32(b)).max() <= 1 for a, b in zip(seen, theirs, strict=True))
+
+
+def test_previews_and_their_scores_change_nothing_in_training(byg_config, data, flux_folder, pictures):
+    """A trainer that is previewed and scored after every step ends with the same bits as one that isn't."""
+    plain = Trainer(byg_config, data, torch.device("cpu"))
+    watched = Trainer(byg_config, data, torch.device("cpu"))
+    items = [Item(str(index), picture, "make it blue", "truth") for index, picture in enumerate(pictures[:2])]
+    preview = Preview(watched, items, lambda item, image: {"whole_scene_right": float(image.mean() > 0)}, 2)
+    for _ in range(3):
+        plain.train_step()
+        watched.train_step()
+        scores, _ = preview()
+        assert set(scores) == {"preview_whole_scene_right"}
+    for name, tensor in plain.state_tensors().items():
+        assert torch.equal(tensor, watched.state_tensors()[name]), name

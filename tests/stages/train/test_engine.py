@@ -1,0 +1,167 @@
+"""The loop: ranks and sharding change nothing, a run that was cut ends as one that was not."""
+
+import json
+import multiprocessing
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+from cluster.errors import UserError
+from cluster.folder import Folder
+from stages.train.checkpoint import Checkpoints
+from stages.train.data import EncodedData
+from stages.train.engine import Trainer, TrainingDiverged, means
+from stages.train.settings import TrainByGConfig, TrainConfig
+from stages.train.stage import identity_of
+from tests.stages.train import rank
+
+CPU = torch.device("cpu")
+# One process imports what ranks need, and each rank is a fork of it.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    ["deepspeed", "diffusers.models.transformers.transformer_flux", "tests.stages.train.rank"]
+)
+
+
+def trained(config: TrainConfig, data: EncodedData, num_steps: int) -> Trainer:
+    trainer = Trainer(config, data, CPU)
+    for _ in range(num_steps):
+        trainer.train_step()
+    return trainer
+
+
+def ranks(config: TrainByGConfig, encoded: Path, out: Path, num_ranks: int, resume: bool = False) -> dict:
+    """Trains in processes of their own, to `num_steps`, from the checkpoint in `out` if told so; leaves one there.
+
+    Returns how many of the base's numbers rank 0 held after the last step, and how many there are.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    processes = [
+        PROCESSES.Process(target=rank.main, args=(index, num_ranks, port, config, encoded, out, resume))
+        for index in range(num_ranks)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=150)
+        process.kill()
+    assert [process.exitcode for process in processes] == [0] * num_ranks
+    return json.loads((out / "facts.json").read_text())
+
+
+def state(out: Path, config: TrainConfig) -> dict[str, torch.Tensor]:
+    return Checkpoints(Folder(out), identity_of(config)).load()[1]
+
+
+def differences(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_zero3_on_two_ranks_equals_one_plain_process(
+    byg_config, data, encoded_folder, tmp_path, checkpointing
+):
+    plain = trained(byg_config, data, 4)
+    sharded = byg_config.model_copy(
+        update={
+            "num_steps": 4, "sharding": "zero3", "persistence_threshold": 0, "num_workers": 2,
+            "gradient_checkpointing": checkpointing,
+        }
+    )  # fmt: skip
+    facts = ranks(sharded, encoded_folder, tmp_path, 2)
+    assert facts["held"] < 0.6 * facts["whole"]  # between steps a rank holds about half of the base
+    tensors = plain.state_tensors()
+    assert differences({k: v for k, v in tensors.items()}, state(tmp_path, sharded)) < 1e-5
+    theirs = Checkpoints(Folder(tmp_path), identity_of(sharded)).load()[2]
+    assert [(s, n) for s, n, _ in theirs] == [(s, n) for s, n, _ in plain.history]
+    for (_, name, ours), (_, _, other) in zip(plain.history, theirs, strict=True):
+        assert other == pytest.approx(ours, rel=1e-4, abs=1e-5), name
+
+
+def test_a_run_in_two_parts_equals_one_in_one_part_to_the_bit(byg_config, data, tmp_path):
+    whole = trained(byg_config, data, 5)
+    first = trained(byg_config, data, 2)
+    checkpoints = Checkpoints(Folder(tmp_path), identity_of(byg_config))
+    checkpoints.save(first.step, first.state_tensors(), first.history)
+    second = Trainer(byg_config, data, CPU)
+    step, tensors, history = checkpoints.load()
+    second.load_state(tensors, step, history)
+    while second.step < 5:
+        second.train_step()
+    assert differences(whole.state_tensors(), second.state_tensors()) == 0
+    assert whole.history == second.history
+    assert (
+        whole.optimizer.state[whole.student.flat]["step"]
+        == second.optimizer.state[second.student.flat]["step"]
+        == 5
+    )
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(byg_config, data, encoded_folder, tmp_path):
+    whole = trained(byg_config, data, 4)
+    first = trained(byg_config, data, 2)
+    checkpoints = Checkpoints(Folder(tmp_path), identity_of(byg_config))
+    checkpoints.save(first.step, first.state_tensors(), first.history)
+    ranks(byg_config.model_copy(update={"num_steps": 4}), encoded_folder, tmp_path, 2, resume=True)
+    assert differences(whole.state_tensors(), state(tmp_path, byg_config)) < 1e-5
+
+
+def test_a_step_updates_student_and_average_alone(byg_config, data):
+    trainer = Trainer(byg_config, data, CPU)
+    before = {name: tensor.clone() for name, tensor in trainer.transformer.state_dict().items()}
+    start = trainer.student.flat.clone()
+    trainer.train_step()
+    assert all(torch.equal(before[name], tensor) for name, tensor in trainer.transformer.state_dict().items())
+    moved = trainer.student.flat.detach() - start
+    assert moved.abs().max() > 0
+    assert torch.allclose(trainer.ema.flat - start, (1 - byg_config.ema_decay) * moved, atol=1e-7)
+
+
+def test_the_gradient_is_scaled_down_to_the_norm(byg_config, data):
+    free = Trainer(byg_config.model_copy(update={"max_gradient_norm": 1e3}), data, CPU)
+    tight = Trainer(byg_config.model_copy(update={"max_gradient_norm": 1e-3}), data, CPU)
+    assert free.train_step() == tight.train_step()  # what is logged is the norm before
+    norm = free.student.gradient.norm()
+    assert norm > 1e-3
+    assert torch.allclose(tight.student.gradient, free.student.gradient * 1e-3 / norm)
+
+
+@pytest.mark.parametrize("reason", ["nan", "norm"])
+def test_a_step_that_diverges_stops_before_it_updates(byg_config, data, reason):
+    update = {"stop_gradient_norm": 1e-9} if reason == "norm" else {}
+    trainer = Trainer(byg_config.model_copy(update=update), data, CPU)
+    if reason == "nan":
+        trainer.data = EncodedData(
+            **vars(data) | {"latents": {"source": [t * torch.nan for t in data.latents["source"]]}}
+        )
+    before = trainer.student.flat.clone()
+    with pytest.raises(TrainingDiverged, match="stopped at step 0: .*row") as caught:
+        trainer.train_step()
+    assert len(caught.value.batch.ids) == byg_config.batch_size
+    assert torch.equal(before, trainer.student.flat) and trainer.step == 0
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused(byg_config, data, monkeypatch):
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 3)
+    with pytest.raises(UserError, match="batch_size of 4 can't be shared by 3 ranks"):
+        Trainer(byg_config, data, CPU)
+
+
+def test_supervised_training_learns_the_pairs(sft_config, data):
+    config = sft_config.model_copy(update={"batch_size": 10, "rank": 16})
+    trainer = Trainer(config, data, CPU)
+    for _ in range(60):
+        trainer.train_step()
+    first, last = (means(trainer.history, step, step + 9)["loss"] for step in (1, 51))
+    assert last < 0.8 * first
+
+
+def test_means_are_of_the_steps_asked_for():
+    history = [(1, "loss", 4.0), (2, "loss", 1.0), (2, "norm", 7.0), (3, "loss", 3.0)]
+    assert means(history, 2, 3) == {"loss": 2.0, "norm": 7.0}
