@@ -47,7 +47,7 @@ def write_data(folder: Folder, transformer: dict, num_rows: int = 256) -> None:
 
 
 def bare_loop(config: TrainConfig, data: Path) -> Callable[[], None]:
-    """A step as one would write it down: the model, AdamW over a list of tensors, an average, nothing else."""
+    """A step as one would write it down: model, AdamW over a list of tensors, average, nothing else."""
     import torch
     from diffusers import FluxTransformer2DModel
 
@@ -134,8 +134,8 @@ def in_one_process(
 
 def in_ranks(rank: int, port: int, config: TrainConfig, data: Path, num_steps: int, out: Path) -> None:
     os.environ |= {
-        "RANK": str(rank), "WORLD_SIZE": str(config.num_workers), "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
+        "RANK": str(rank), "WORLD_SIZE": str(config.num_workers), "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
     }  # fmt: skip
     import torch
     import torch.distributed as dist

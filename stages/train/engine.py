@@ -199,9 +199,7 @@ class Trainer:
             for path, view in Adapter.views(flat, self.student.shapes).items()
         }
 
-    def load_state(
-        self, tensors: dict[str, torch.Tensor], step: int, history: list[tuple[int, str, float]]
-    ) -> None:
+    def load_state(self, tensors: dict[str, torch.Tensor], step: int, history: list[tuple[int, str, float]]) -> None:
         """Goes on from a state that `state_tensors` gave after `step` steps."""
         self.optimizer.state[self.student.flat] = {
             "step": torch.tensor(float(step)),

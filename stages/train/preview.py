@@ -74,9 +74,7 @@ class Preview:
     what comes out.
     """
 
-    def __init__(
-        self, trainer: Trainer, items: Sequence[Item], metric: Metric | None, num_steps: int
-    ) -> None:
+    def __init__(self, trainer: Trainer, items: Sequence[Item], metric: Metric | None, num_steps: int) -> None:
         config = trainer.config
         self.trainer, self.items, self.metric = trainer, items, metric
         with loading(config.model, "train_byg.model"):
@@ -85,8 +83,8 @@ class Preview:
         self.width, self.height = items[0].image.size
         if self.encoder.grid(self.height, self.width) != trainer.data.grid:
             raise UserError(
-                f"Previews: item {items[0].id!r} has {self.width}x{self.height} pixels, the training pictures "
-                "are of another size. Turn previews off (preview_every=0) or take a benchmark of that size."
+                f"Previews: item {items[0].id!r} has {self.width}x{self.height} pixels, the training "
+                "pictures are of another size. Turn previews off (preview_every=0) or take a benchmark of that size."
             )
         self.source = self.encoder.encode_pixels(to_pixels([item.image for item in items]))
         self.text = self.encoder.encode_text([item.instruction for item in items])

@@ -84,7 +84,7 @@ def run_ranks(
             if attempt == _MAX_DEATHS:
                 raise UserError(
                     f"Stage {context.stage}: training processes died {_MAX_DEATHS} times. Often memory ran "
-                    f"out: try fewer workers, a smaller batch or gradient_checkpointing. The last death: {text}"
+                    f"out: try fewer workers, a smaller batch or gradient_checkpointing. The last: {text}"
                 ) from None
             context.incident(f"A training process died; all go on from the last checkpoint. {text}")
     raise AssertionError
@@ -121,9 +121,7 @@ def _attempt(
                 num_gpus=bundle.get("GPU", 0),
                 resources={"train": bundle["train"]},
                 runtime_env={"env_vars": variables},
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    group, placement_group_bundle_index=rank
-                ),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
             )
             ranks.append(actor.remote(rank, num_workers, num_threads, device))
         nodes = ray.get([rank.node.remote() for rank in ranks])
@@ -140,7 +138,7 @@ def _attempt(
 
 
 def _first_result(refs: list[Any], context: Context) -> Any:
-    """Waits for all ranks. If one died that is what is raised: the others only lost their connection to it."""
+    """Waits for all ranks. If one died that is what is raised: the others only lost their connection."""
     import ray
 
     pending = list(refs)

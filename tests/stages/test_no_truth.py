@@ -37,7 +37,7 @@ def imported_modules(file: Path) -> set[str]:
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_training_stages_import_nothing_of_the_world(room):
-    """Except the previews, which score pictures for the log: train/test_diffusers.py shows that nothing depends on it."""
+    """Except previews, which score pictures for the log; train/test_diffusers.py shows that nothing depends on it."""
     files = sorted(set((STAGES / room).rglob("*.py")) - {STAGES / "train" / "preview.py"})
     assert files
     for file in files:

@@ -27,7 +27,7 @@ class ByGConfig(BaseModel):
     forward_shift: float = Field(1.0, gt=0, description="shift of the forward pass's times towards noise")
     reverse_shift: float = Field(1.0, gt=0, description="shift of the reverse pass's times towards noise")
     prior_t_range: tuple[float, float] = Field(
-        (0.0, 1.0), description="times at which the frozen base is asked; near 1 it knows no detail of the source"
+        (0.0, 1.0), description="times at which the frozen base is asked; near 1 it knows no detail"
     )
 
 

@@ -33,7 +33,7 @@ def trained(config: TrainConfig, data: EncodedData, num_steps: int) -> Trainer:
 
 
 def ranks(config: TrainByGConfig, encoded: Path, out: Path, num_ranks: int, resume: bool = False) -> dict:
-    """Trains in processes of their own, to `num_steps`, from the checkpoint in `out` if told so; leaves one there.
+    """Trains in processes of their own, to `num_steps`, from `out`'s checkpoint if told so; leaves one there.
 
     Returns how many of the base's numbers rank 0 held after the last step, and how many there are.
     """

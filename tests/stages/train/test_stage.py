@@ -46,8 +46,8 @@ class KillingContext(Context):
 
 def artifact(folder: Path) -> Artifact:
     manifest = Manifest(
-        stage="encode", version="1", fingerprint="f", files={}, config={}, identity={}, parents={}, code_version="",
-        run_id="", created=0.0,
+        stage="encode", version="1", fingerprint="f", files={}, config={}, identity={}, parents={},
+        code_version="", run_id="", created=0.0,
     )  # fmt: skip
     return Artifact("encode", "f", Folder(folder), manifest)
 
@@ -150,8 +150,8 @@ def test_training_starts_from_an_adapter(byg_config, encoded_folder, tmp_path):
 def test_the_settings_that_change_nothing_are_no_part_of_the_identity():
     config = TrainByGConfig()
     runtime = {
-        "sharding": "zero3", "num_workers": 8, "num_threads": 4, "gradient_checkpointing": True, "log_every": 1,
-        "checkpoint_every": 7, "preview_every": 9, "stop_gradient_norm": 5.0, "device": "cuda",
+        "sharding": "zero3", "num_workers": 8, "num_threads": 4, "gradient_checkpointing": True,
+        "log_every": 1, "checkpoint_every": 7, "preview_every": 9, "stop_gradient_norm": 5.0, "device": "cuda",
     }  # fmt: skip
     assert identity(config) == identity(TrainByGConfig(**runtime))
     for field, value in {"rank": 8, "batch_size": 4, "seed": 1, "byg": {"lambda_prior": 0.5}}.items():
