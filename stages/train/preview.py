@@ -1,9 +1,10 @@
-"""What the average of the student makes of a few fixed items during training: pictures, and their scores."""
+"""What the average of the student makes of a few held-out items: pictures, scores, losses by noise level."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -18,7 +19,8 @@ from stages.train.backbones.models import loading, resolved_model
 from stages.train.backbones.pictures import to_images, to_pixels
 from stages.train.engine import Trainer
 
-_COLUMNS = ["item_id", "image", "instruction", "metadata"]
+_COLUMNS = ["item_id", "image", "instruction", "reverse_instruction", "metadata"]
+_NOISE_LEVELS = (0.2, 0.4, 0.6, 0.8)
 _SEED = 20_250
 _MAX_PIXELS = 50_000_000
 
@@ -30,6 +32,7 @@ class Item:
     id: str
     image: Image.Image
     instruction: str
+    reverse_instruction: str
     metadata: str
 
 
@@ -60,7 +63,8 @@ def read_items(benchmark: Folder, num_items: int) -> list[Item]:
             image = Image.open(io.BytesIO(row["image"]))
             if image.width * image.height > _MAX_PIXELS:
                 raise UserError(f"Item {row['item_id']!r} of {benchmark.url} has more than 50 megapixels.")
-            items.append(Item(row["item_id"], image.convert("RGB"), row["instruction"], row["metadata"]))
+            texts = (row["instruction"], row["reverse_instruction"])
+            items.append(Item(row["item_id"], image.convert("RGB"), *texts, row["metadata"]))
     if not items:
         columns = ", ".join(_COLUMNS)
         raise UserError(f"The benchmark {benchmark.url} holds no table with the columns {columns}.")
@@ -88,14 +92,36 @@ class Preview:
             )
         self.source = self.encoder.encode_pixels(to_pixels([item.image for item in items]))
         self.text = self.encoder.encode_text([item.instruction for item in items])
+        self.reverse_text = self.encoder.encode_text([item.reverse_instruction for item in items])
         generator = torch.Generator().manual_seed(_SEED)
         self.noise = torch.randn(self.source.shape, generator=generator).to(trainer.device)
-        self.nodes = flow.sampling_nodes(num_steps).to(trainer.device)
+        self.nodes = self._nodes(num_steps).to(trainer.device)
 
-    def tokens(self) -> torch.Tensor:
-        """The edits as packed latents. On every rank at once."""
+    def _nodes(self, num_steps: int) -> torch.Tensor:
+        """The sampler's times from 1 to 0, shifted towards noise as the model's own scheduler does."""
+        scheduler = self.encoder.pipeline.scheduler
+        config, num_tokens = scheduler.config, self.source.shape[1]
+        if not config.use_dynamic_shifting:
+            return flow.sampling_nodes(num_steps, config.shift)
+        from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+        shift = calculate_shift(
+            num_tokens,
+            config.base_image_seq_len,
+            config.max_image_seq_len,
+            config.base_shift,
+            config.max_shift,
+        )
+        return flow.sampling_nodes(num_steps, math.exp(shift))
+
+    def tokens(self) -> tuple[torch.Tensor, dict[str, float]]:
+        """The edits as packed latents, and how well the sources come back from them, by noise level.
+
+        That is the cycle's loss with the edit as reference and the reverse instruction. On every rank at once.
+        """
         velocity = self.trainer.role("ema")
         state = self.noise
+        losses: dict[str, float] = {}
 
         def work() -> None:
             nonlocal state
@@ -104,20 +130,28 @@ class Preview:
                     x_t = state.to(self.source.dtype)
                     moved = velocity(x_t, t.expand(len(x_t)), self.text, self.source)
                     state = state + (next_t - t) * moved.float()
+                edits, noise = state.to(self.source.dtype), self.noise.to(self.source.dtype)
+                for level in _NOISE_LEVELS:
+                    t = torch.full((len(edits),), level, device=edits.device)
+                    x_t = flow.noised(self.source, noise, t)
+                    loss = flow.velocity_loss(velocity(x_t, t, self.reverse_text, edits), noise - self.source)
+                    losses[f"validation_cycle_t{level}"] = loss.mean().item()
 
         self.trainer.run(work)
-        return state
+        return state, losses
 
     def __call__(self) -> tuple[dict[str, float], bytes]:
-        """The mean scores, and a PNG of sources and edits side by side."""
-        tokens = self.tokens().to(self.source.dtype)
+        """The losses and mean scores, and a PNG of sources and edits side by side."""
+        tokens, losses = self.tokens()
+        tokens = tokens.to(self.source.dtype)
         edits = to_images(self.encoder.decode_pixels(tokens, self.height, self.width))
         scores: dict[str, list[float]] = {}
         if self.metric:
             for item, edit in zip(self.items, edits, strict=True):
                 for name, value in self.metric(item, np.asarray(edit)).items():
                     scores.setdefault(f"preview_{name}", []).append(value)
-        return {name: float(np.mean(values)) for name, values in scores.items()}, self._grid(edits)
+        means = {name: float(np.mean(values)) for name, values in scores.items()}
+        return losses | means, self._grid(edits)
 
     def _grid(self, edits: Sequence[Image.Image], columns: int = 4, side: int = 128, line: int = 14) -> bytes:
         rows = -(-len(edits) // columns)

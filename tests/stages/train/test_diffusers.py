@@ -137,7 +137,8 @@ def test_a_preview_is_what_the_exported_adapter_makes_at_inference(
     byg_config, data, flux_folder, pictures, tmp_path
 ):
     trainer = nontrivial(Trainer(byg_config, data, CPU))
-    items = [Item(str(i), picture, "remove the blue square", "") for i, picture in enumerate(pictures)]
+    texts = ("remove the blue square", "add a blue square")
+    items = [Item(str(i), picture, *texts, "") for i, picture in enumerate(pictures)]
     seen = []
 
     def metric(item: Item, image: np.ndarray) -> dict[str, float]:
@@ -147,7 +148,16 @@ def test_a_preview_is_what_the_exported_adapter_makes_at_inference(
     preview = Preview(trainer, items, metric, NUM_STEPS)
     figures, png = preview()
     assert png.startswith(b"\x89PNG")
-    assert figures == {"preview_brightness": pytest.approx(np.mean([image.mean() for image in seen]))}
+    assert figures.pop("preview_brightness") == pytest.approx(np.mean([image.mean() for image in seen]))
+    assert list(figures) == [f"validation_cycle_t{level}" for level in (0.2, 0.4, 0.6, 0.8)]
+    tokens, losses = preview.tokens()
+    assert losses == figures
+    t = torch.full((2,), 0.4)
+    with torch.no_grad():
+        x_t = flow.noised(preview.source, preview.noise, t)
+        velocity = trainer.role("ema")(x_t, t, preview.reverse_text, tokens)
+    expected = (velocity - (preview.noise - preview.source)).square().mean().item()
+    assert losses["validation_cycle_t0.4"] == pytest.approx(expected, rel=1e-5)
     save_lora(Folder(tmp_path), trainer.ema.tensors, byg_config.rank, byg_config.lora_alpha)
     pipeline = pipeline_of("FluxKontextPipeline", flux_folder)
     pipeline.load_lora_weights(tmp_path)
@@ -163,12 +173,27 @@ def test_previews_and_their_scores_change_nothing_in_training(byg_config, data, 
     """A trainer that is previewed and scored after every step ends with the same bits as one that isn't."""
     plain = Trainer(byg_config, data, torch.device("cpu"))
     watched = Trainer(byg_config, data, torch.device("cpu"))
-    items = [Item(str(index), picture, "make it blue", "truth") for index, picture in enumerate(pictures[:2])]
+    texts = ("make it blue", "make it red")
+    items = [Item(str(index), picture, *texts, "truth") for index, picture in enumerate(pictures[:2])]
     preview = Preview(watched, items, lambda item, image: {"whole_scene_right": float(image.mean() > 0)}, 2)
     for _ in range(3):
         plain.train_step()
         watched.train_step()
         scores, _ = preview()
-        assert set(scores) == {"preview_whole_scene_right"}
+        assert "preview_whole_scene_right" in scores
     for name, tensor in plain.state_tensors().items():
         assert torch.equal(tensor, watched.state_tensors()[name]), name
+
+
+def test_previews_sample_at_the_times_of_the_models_scheduler(byg_config, data, flux_folder, pictures):
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    items = [Item("0", pictures[0], "add", "remove", "")]
+    preview = Preview(Trainer(byg_config, data, CPU), items, None, NUM_STEPS)
+    assert torch.allclose(preview.nodes, torch.linspace(1, 0, NUM_STEPS + 1))
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15)
+    preview.encoder.pipeline.scheduler = scheduler
+    nodes = preview._nodes(NUM_STEPS)
+    mu = 0.5 + (1.15 - 0.5) / (4096 - 256) * (4 - 256)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / NUM_STEPS, NUM_STEPS), mu=mu)
+    assert torch.allclose(nodes, scheduler.sigmas, atol=1e-6)

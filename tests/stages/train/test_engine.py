@@ -52,34 +52,34 @@ def ranks(config: TrainByGConfig, encoded: Path, out: Path, num_ranks: int, resu
     return json.loads((out / "facts.json").read_text())
 
 
-def state(out: Path, config: TrainConfig) -> dict[str, torch.Tensor]:
-    return Checkpoints(Folder(out), identity_of(config)).load()[1]
-
-
 def differences(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     assert a.keys() == b.keys()
     return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
+def assert_alike(plain: Trainer, out: Path) -> None:
+    """State and figures equal but for rounding. AdamW makes whole steps of the smallest gradients, hence its bound."""
+    step, tensors, history = Checkpoints(Folder(out), identity_of(plain.config)).load()
+    assert step == plain.step
+    ours = plain.state_tensors()
+    assert ours.keys() == tensors.keys()
+    for name, tensor in ours.items():
+        bound = 1e-6 if name.startswith("exp_avg") else 1e-2 * plain.config.learning_rate
+        assert (tensor - tensors[name]).abs().max() < bound, name
+    assert [figure[:2] for figure in history] == [figure[:2] for figure in plain.history]
+    for (_, name, wanted), (_, _, value) in zip(plain.history, history, strict=True):
+        assert value == pytest.approx(wanted, rel=1e-5, abs=1e-6), name
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_zero3_on_two_ranks_equals_one_plain_process(
-    byg_config, data, encoded_folder, tmp_path, checkpointing
-):
-    plain = trained(byg_config, data, 4)
-    sharded = byg_config.model_copy(
-        update={
-            "num_steps": 4, "sharding": "zero3", "persistence_threshold": 0, "num_workers": 2,
-            "gradient_checkpointing": checkpointing,
-        }
-    )  # fmt: skip
-    facts = ranks(sharded, encoded_folder, tmp_path, 2)
+def test_zero3_on_two_ranks_equals_one_plain_process(byg_config, data, encoded_folder, tmp_path, checkpointing):
+    settings = {
+        "num_steps": 4, "sharding": "zero3", "persistence_threshold": 0, "num_workers": 2,
+        "gradient_checkpointing": checkpointing,
+    }  # fmt: skip
+    facts = ranks(byg_config.model_copy(update=settings), encoded_folder, tmp_path, 2)
     assert facts["held"] < 0.6 * facts["whole"]  # between steps a rank holds about half of the base
-    tensors = plain.state_tensors()
-    assert differences({k: v for k, v in tensors.items()}, state(tmp_path, sharded)) < 1e-5
-    theirs = Checkpoints(Folder(tmp_path), identity_of(sharded)).load()[2]
-    assert [(s, n) for s, n, _ in theirs] == [(s, n) for s, n, _ in plain.history]
-    for (_, name, ours), (_, _, other) in zip(plain.history, theirs, strict=True):
-        assert other == pytest.approx(ours, rel=1e-4, abs=1e-5), name
+    assert_alike(trained(byg_config, data, 4), tmp_path)
 
 
 def test_a_run_in_two_parts_equals_one_in_one_part_to_the_bit(byg_config, data, tmp_path):
@@ -107,7 +107,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(byg_config, data, encoded_fo
     checkpoints = Checkpoints(Folder(tmp_path), identity_of(byg_config))
     checkpoints.save(first.step, first.state_tensors(), first.history)
     ranks(byg_config.model_copy(update={"num_steps": 4}), encoded_folder, tmp_path, 2, resume=True)
-    assert differences(whole.state_tensors(), state(tmp_path, byg_config)) < 1e-5
+    assert_alike(whole, tmp_path)
 
 
 def test_a_step_updates_student_and_average_alone(byg_config, data):

@@ -63,7 +63,8 @@ def benchmark(folder: Path) -> Folder:
     for index, array in enumerate(pixels):
         data = io.BytesIO()
         Image.fromarray(array).save(data, "PNG")
-        rows.append({"item_id": str(index), "image": data.getvalue(), "instruction": "add", "metadata": "{}"})
+        texts = {"instruction": "add", "reverse_instruction": "remove", "metadata": "{}"}
+        rows.append({"item_id": str(index), "image": data.getvalue(), **texts})
     Folder(folder).write_table("items.parquet", pa.Table.from_pylist(rows))
     return Folder(folder)
 
