@@ -232,8 +232,14 @@ def possible_edit_types(scene: Scene) -> tuple[str, ...]:
 def sample_edit(
     scene: Scene, generator: np.random.Generator, edit_types: Sequence[str] = EDIT_TYPES
 ) -> Edit:
-    """An edit of one of `edit_types` that the scene admits; what is not named by it stays as it is."""
-    edit_type = _pick(generator, [t for t in possible_edit_types(scene) if t in edit_types])
+    """An edit of one of `edit_types`; what is not named by it stays as it is.
+
+    Raises ValueError if the scene admits none of them.
+    """
+    options = [edit_type for edit_type in possible_edit_types(scene) if edit_type in edit_types]
+    if not options:
+        raise ValueError(f"a scene with {len(scene.objects)} named objects admits none of {', '.join(edit_types)}")
+    edit_type = _pick(generator, options)
     objects = list(scene.objects)
     index = int(generator.integers(len(objects)))
     chosen, others = objects[index], objects[:index] + objects[index + 1 :]
