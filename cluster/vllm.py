@@ -229,8 +229,8 @@ class RayEngine(Engine):
             if namespace == self.context.namespace and name.startswith(_PREFIX) and name != self.name:
                 try:
                     other = ray.get_actor(name, namespace=namespace)
-                    if ray.get(other.retire.remote(_IDLE_SECONDS), timeout=5):
-                        self.context.incident(f"Engine {name} was idle and made room for {self.name}.")
+                    reason = f"Engine {name} was idle and made room for {self.name}."
+                    ray.get(other.retire.remote(_IDLE_SECONDS, self.context.stage, reason), timeout=5)
                 except (ValueError, ray.exceptions.RayError):
                     continue
 

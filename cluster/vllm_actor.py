@@ -47,6 +47,7 @@ class EngineActor:
         self._num_requests = 0
         self._num_open = 0
         self._last_used = time.monotonic()
+        self._retiring = False
         self._ready: Future[dict[str, Any]] = Future()
         self._renderer_pool = ThreadPoolExecutor(1, thread_name_prefix="render")
         threading.Thread(target=self._main, name="engine", daemon=True).start()
@@ -62,13 +63,19 @@ class EngineActor:
         """
         return await asyncio.wrap_future(self._ready)
 
-    async def retire(self, idle_seconds: float) -> bool:
-        """Ends the process for good if nothing was asked of it for so long; says whether it does."""
+    async def retire(self, idle_seconds: float, stage: str = "", reason: str = "") -> bool:
+        """Ends the process for good if nothing was asked of it for so long; says whether it does.
+
+        A reason goes into the run's record as an incident of `stage`.
+        """
         if self._num_open or time.monotonic() - self._last_used < idle_seconds:
             return False
         import ray
 
-        threading.Timer(0.2, ray.kill, (self._handle,)).start()
+        if reason and not self._retiring:  # the asker may have given up waiting, so it is written here
+            record.write_incident(self._root, self._run_id, stage, reason)
+        self._retiring = True
+        threading.Timer(1.0, ray.kill, (self._handle,)).start()
         return True
 
     async def generate(self, request: ChatRequest) -> ChatReply:
