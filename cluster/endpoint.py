@@ -52,9 +52,7 @@ class EndpointEngine:
         waiting: queue.SimpleQueue[ChatRequest | None] = queue.SimpleQueue()
         done: queue.SimpleQueue[ChatReply | Exception] = queue.SimpleQueue()
         num_threads = self.settings.num_in_flight
-        threads = [
-            threading.Thread(target=self._work, args=(waiting, done), daemon=True) for _ in range(num_threads)
-        ]
+        threads = [threading.Thread(target=self._work, args=(waiting, done), daemon=True) for _ in range(num_threads)]
         for thread in threads:
             thread.start()
         try:

@@ -91,9 +91,7 @@ class Server:
         importing = threading.Thread(target=_import_mlflow)  # takes as long as the server does: side by side
         importing.start()
         try:
-            requests.get(
-                f"{self.uri}/health", timeout=_START_SECONDS, proxies={"http": ""}
-            ).raise_for_status()
+            requests.get(f"{self.uri}/health", timeout=_START_SECONDS, proxies={"http": ""}).raise_for_status()
         except requests.RequestException as error:
             self.stop()
             raise UserError(f"MLflow's server didn't start (log: {self.log}): {error}") from None

@@ -57,9 +57,7 @@ def run_shards(
     show(num_done)
     if not pending:
         return
-    worker_class = ray.remote(_Worker).options(
-        num_cpus=num_cpus, num_gpus=num_gpus, resources=dict(resources or {})
-    )
+    worker_class = ray.remote(_Worker).options(num_cpus=num_cpus, num_gpus=num_gpus, resources=dict(resources or {}))
     sent = ray.put(work)
     deaths: collections.Counter[str] = collections.Counter()
     idle = [worker_class.remote(sent) for _ in range(min(num_workers, num_pending))]

@@ -99,9 +99,7 @@ class RunTracking:
             tags = {_RUN_TAG: run_id, "kind": "pipeline", "profile": profile, "root": root.url}
             run = self._client.create_run(self._experiment, run_name=run_id, tags=tags)
             self.parent_run_id = run.info.run_id
-            _log_params(
-                self._client, self.parent_run_id, {"profile": profile, "stages": ",".join(stages)} | configs
-            )
+            _log_params(self._client, self.parent_run_id, {"profile": profile, "stages": ",".join(stages)} | configs)
         self._monitor = _start_monitor(uri, self.parent_run_id)
 
     def stage_run(
@@ -247,9 +245,7 @@ def _start_monitor(uri: str, run_id: str) -> Any:
 
     logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
     try:
-        monitor = SystemMetricsMonitor(
-            run_id, resume_logging=True, node_id=socket.gethostname(), tracking_uri=uri
-        )
+        monitor = SystemMetricsMonitor(run_id, resume_logging=True, node_id=socket.gethostname(), tracking_uri=uri)
     except Exception:  # no psutil, or a machine that doesn't tell: not worth a run
         return None
     monitor.start()

@@ -29,9 +29,7 @@ _PROJECT = Path(__file__).resolve().parent.parent
 class EngineSettings(StageConfig):
     """A model and how it is served. Stages with equal settings share one engine."""
 
-    model: str = Field(
-        description="A model folder (absolute, or from the project's or working folder) or a hub id."
-    )
+    model: str = Field(description="A model folder (absolute, or from the project's or working folder) or a hub id.")
     dtype: str = Field("auto", description="`auto` is float32 without a GPU.")
     max_model_len: int = Field(2048, ge=16, description="Tokens of prompt and answer together.")
     max_image_pixels: int = Field(16_000_000, ge=1, description="A larger picture fails its own row.")
@@ -138,9 +136,7 @@ class RayEngine(Engine):
                         if deaths + 1 < _MAX_DEATHS_OF_A_REQUEST:
                             suspects.append((request, deaths + 1))
                         else:
-                            yield ChatReply(
-                                request.key, error="request: the engine died twice when it had this"
-                            )
+                            yield ChatReply(request.key, error="request: the engine died twice when it had this")
                     break
                 del flying[ref]
                 yield reply
@@ -187,9 +183,7 @@ class RayEngine(Engine):
         started, num_deaths = time.monotonic(), 0
         while True:
             try:
-                self._actor = actor_class.remote(
-                    self.settings, self.log, self.context.root, self.context.run_id
-                )
+                self._actor = actor_class.remote(self.settings, self.log, self.context.root, self.context.run_id)
                 self._wait(self._actor.placed.remote(), "waiting for a place", started)
                 return self._wait(self._actor.ready.remote(), "loading the engine", started)
             except (ActorUnavailableError, ActorDiedError) as error:  # restarting, or it retired just now
@@ -242,9 +236,7 @@ def _label_is_offered() -> bool:
     """Whether to ask for the label: some node has it, or the cluster grows and will make one that has."""
     import ray
 
-    grows = (
-        Path("~/ray_bootstrap_config.yaml").expanduser().exists() or "KUBERNETES_SERVICE_HOST" in os.environ
-    )
+    grows = Path("~/ray_bootstrap_config.yaml").expanduser().exists() or "KUBERNETES_SERVICE_HOST" in os.environ
     return grows or ray.cluster_resources().get(_LABEL, 0) > 0
 
 
@@ -252,6 +244,4 @@ def _log_path(context: Context, name: str) -> str:
     folder = run_folder(Folder(context.root), context.run_id)
     if folder.is_local:
         return folder.path(f"logs/{name}.log")
-    return str(
-        Path(tempfile.gettempdir()) / f"pairless-{os.getuid()}" / "logs" / f"{context.run_id}-{name}.log"
-    )
+    return str(Path(tempfile.gettempdir()) / f"pairless-{os.getuid()}" / "logs" / f"{context.run_id}-{name}.log")

@@ -104,9 +104,7 @@ class EngineActor:
 
         messages = [self._message(message) for message in request.messages]
         try:
-            chat = ChatParams(
-                chat_template_kwargs={"add_generation_prompt": True, "continue_final_message": False}
-            )
+            chat = ChatParams(chat_template_kwargs={"add_generation_prompt": True, "continue_final_message": False})
             _, (prompt,) = self._engine.renderer.render_chat([messages], chat)
             return prompt, self._sampling(request)
         except Exception as error:  # whatever vLLM says of one request must not reach another
@@ -119,9 +117,7 @@ class EngineActor:
         parts = []
         for part in content:
             if part["type"] == "image":
-                parts.append(
-                    {"type": "image_pil", "image_pil": _decode(part["image"], self.settings.max_image_pixels)}
-                )
+                parts.append({"type": "image_pil", "image_pil": _decode(part["image"], self.settings.max_image_pixels)})
             else:
                 parts.append({"type": "text", "text": self._plain(part["text"])})
         return {"role": message["role"], "content": parts}

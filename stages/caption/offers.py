@@ -33,9 +33,7 @@ def offer_types(
     counts: collections.Counter[str] = collections.Counter(dict.fromkeys(edit_types, 0))
     offers: list[tuple[tuple[str, ...], tuple[str, ...] | None]] = []
     for text in metadata:
-        drawn = (
-            generator.random()
-        )  # one draw for each image, so that one image's metadata doesn't move the others
+        drawn = generator.random()  # one draw for each image, so that one image's metadata doesn't move the others
         if "style" in edit_types and _is_drawing(text) and drawn < to_photo_probability:
             counts["style"] += 1
             offers.append((("style",), PHOTOREALISTIC))

@@ -55,13 +55,9 @@ class CaptionConfig(StageConfig):
         description="Names of v1/edit_types.txt.",
     )
     num_offered: int = Field(3, ge=1, description="Edit types that each image may choose from.")
-    target_styles: tuple[str, ...] | None = Field(
-        None, description="Instead of the prompt's own list of styles."
-    )
+    target_styles: tuple[str, ...] | None = Field(None, description="Instead of the prompt's own list of styles.")
     to_photo_probability: float = Field(0.5, ge=0, le=1, description="For images that aren't photographs.")
-    temperatures: tuple[float, ...] = Field(
-        (0.0, 0.6, 0.8, 1.0), min_length=1, description="One for each attempt."
-    )
+    temperatures: tuple[float, ...] = Field((0.0, 0.6, 0.8, 1.0), min_length=1, description="One for each attempt.")
     max_tokens: int = Field(512, ge=1)
     shard_size: int = Field(256, ge=1, description="Images in one logical shard.")
     seed: int = 0
@@ -96,9 +92,7 @@ def caption_images(inputs: Mapping[str, Artifact], config: CaptionConfig, contex
     """
     samples = Samples(inputs["ingest"].folder)
     if not samples.ids:
-        raise UserError(
-            "caption: there are no samples: every image of the ingest stage became a dead letter."
-        )
+        raise UserError("caption: there are no samples: every image of the ingest stage became a dead letter.")
     context.log_input("samples", inputs["ingest"].fingerprint, len(samples.ids))
     shards = name_shards(samples.ids, config.shard_size, prefix="tuples/")
     pending = {name: ids for name, ids in shards.items() if not context.out.exists(name)}
@@ -117,9 +111,7 @@ class Samples:
         self._loaded: tuple[str, pa.Table] | None = None
         for name in folder.list(".parquet", recursive=True):
             if name.startswith("samples/"):
-                for row, sample_id in enumerate(
-                    folder.read_table(name, ["sample_id"])["sample_id"].to_pylist()
-                ):
+                for row, sample_id in enumerate(folder.read_table(name, ["sample_id"])["sample_id"].to_pylist()):
                     self._place.setdefault(sample_id, (name, row))
         self.ids = list(self._place)
 
@@ -148,9 +140,7 @@ class CaptionWork:
     is whole.
     """
 
-    def __init__(
-        self, samples: Samples, config: CaptionConfig, context: Context, total: int, num_pending: int
-    ):
+    def __init__(self, samples: Samples, config: CaptionConfig, context: Context, total: int, num_pending: int):
         self._samples, self._config, self._context = samples, config, context
         self._total, self._num_before = total, total - num_pending
         self._states: dict[str, _State] = {}
@@ -238,9 +228,7 @@ class CaptionWork:
         self._outcomes[state.row["outcome"]] += 1
         self._reasons.update((state.row["reason"] or "").split("; ") if state.row["reason"] else ())
         num_done = self._outcomes.total()
-        self._context.progress(
-            self._num_before + num_done, self._total, "images", ok=self._outcomes["ok"] / num_done
-        )
+        self._context.progress(self._num_before + num_done, self._total, "images", ok=self._outcomes["ok"] / num_done)
         if num_done >= _MIN_ROWS_FOR_GATE:
             check_error_rate(self._outcomes, self._reasons, self._config.error_rate_limit)
         if len(rows) == len(shards[state.shard]):

@@ -127,8 +127,7 @@ def _measure_tuples(engine: _Engine, scenes: list[Scene], temperature: float) ->
     generator = np.random.default_rng(1)
     offers = [data.draw_offer(scene, generator) for scene in scenes]
     chats = [
-        edits_prompt.build_chat(to_png(render(scene)), offered)
-        for scene, offered in zip(scenes, offers, strict=True)
+        edits_prompt.build_chat(to_png(render(scene)), offered) for scene, offered in zip(scenes, offers, strict=True)
     ]
     true_before, true_after, reasons, wrong = [], [], collections.Counter(), []
     types: collections.Counter[str] = collections.Counter()
@@ -149,7 +148,7 @@ def _measure_tuples(engine: _Engine, scenes: list[Scene], temperature: float) ->
         "share_kept_by_rules": _share([True] * len(true_after) + [False] * (len(scenes) - len(true_after))),
         "edit_types_kept": dict(types.most_common()),
         "reasons": dict(reasons.most_common()),
-        "examples_wrong_after_rules": wrong[:5],
+        "examples_wrong_after_rules": wrong[:20],
     }
 
 
@@ -188,9 +187,7 @@ def _measure_judge(engine: _Engine, scenes: list[Scene]) -> dict:
     return figures
 
 
-def measure_vlm(
-    model_dir: pathlib.Path, device: str = "cpu", num_items: int = 400, temperature: float = 0.7
-) -> dict:
+def measure_vlm(model_dir: pathlib.Path, device: str = "cpu", num_items: int = 400, temperature: float = 0.7) -> dict:
     """Shares right on `num_items` held-out scenes: captions, has-object questions, edit tuples, verdicts.
 
     Greedy, but for `tuples_sampled`. Agreement is of a score of 5 and up with the oracle's yes.
@@ -232,6 +229,4 @@ def write_card(model_dir: pathlib.Path, figures: dict) -> None:
         ('"rest the same?" right', figures["yes_no_rest_same"]),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    (pathlib.Path(model_dir) / "README.md").write_text(
-        _CARD.format(num_items=figures["num_items"], table=table)
-    )
+    (pathlib.Path(model_dir) / "README.md").write_text(_CARD.format(num_items=figures["num_items"], table=table))

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+from ray.job_submission import JobSubmissionClient
 
 from cluster import record
 from cluster.config import build_configs
@@ -291,6 +292,16 @@ def test_no_ray_is_left_behind(root: Folder, profile: Path):
         assert not alive, [process.cmdline() for process in alive if process.is_running()]
 
 
+def takes_jobs(dashboard: str) -> bool:
+    """Whether the cluster's agent is up: it starts after the head, and until then every job is refused."""
+    try:
+        JobSubmissionClient(dashboard).submit_job(entrypoint="true")
+    except RuntimeError as error:
+        assert "No available agent" in str(error), error
+        return False
+    return True
+
+
 def test_as_a_job_on_a_running_cluster(root: Folder, tmp_path: Path):
     """`ray job submit --working-dir`: the project comes along and need not be installed."""
     project = tmp_path / "project"
@@ -304,6 +315,7 @@ def test_as_a_job_on_a_running_cluster(root: Folder, tmp_path: Path):
     environment = {
         name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "PYTHONPATH")
     }
+    wait_until(lambda: takes_jobs(dashboard))
     ray_command = Path(sys.executable).with_name("ray")
     done = subprocess.run(
         [ray_command, "job", "submit", "--address", dashboard, "--working-dir", ".", "--",

@@ -51,9 +51,7 @@ def test_names_depend_on_content_and_place_alone():
     assert [len(keys) for keys in shards.values()] == [4, 4, 2]
     assert list(shards) == list(name_shards([f"id{i}" for i in range(10)], 4, prefix="tuples/"))
     assert all(name.startswith(f"tuples/{i:05d}-") for i, name in enumerate(shards))
-    other = name_shards(
-        ["id0", "id1", "id2", "changed", *(f"id{i}" for i in range(4, 10))], 4, prefix="tuples/"
-    )
+    other = name_shards(["id0", "id1", "id2", "changed", *(f"id{i}" for i in range(4, 10))], 4, prefix="tuples/")
     assert [a == b for a, b in zip(shards, other, strict=True)] == [False, True, True]
     assert name_shards([], 4) == {}
 

@@ -35,9 +35,7 @@ def tracking(root: Folder) -> Iterator[RunTracking]:
         patch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.5")
         tracking = start(root)
         yield tracking
-        tracking.end(
-            "FINISHED", {"results": {"byg": {"whole_scene_right": 0.5, "num_items": 10}}, "stages": {}}
-        )
+        tracking.end("FINISHED", {"results": {"byg": {"whole_scene_right": 0.5, "num_items": 10}}, "stages": {}})
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +181,7 @@ def test_the_server_ends_with_a_killed_driver_and_its_store_stays_whole(tmp_path
             requests.get(f"{uri}/health", timeout=5)
             time.sleep(0.2)
     with sqlite3.connect(tmp_path / "mlflow" / "mlflow.db") as database:
-        assert database.execute("select status from runs where run_uuid = ?", [run_id]).fetchall() == [
-            ("RUNNING",)
-        ]
+        assert database.execute("select status from runs where run_uuid = ?", [run_id]).fetchall() == [("RUNNING",)]
 
 
 def test_a_remote_root_keeps_its_store_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -86,9 +86,7 @@ def test_a_bad_request_fails_alone(engine: RayEngine):
         ask("too_large", image=picture(3, 101, 100)),
         ask("long", text="x" * 400),
         ask("bad_schema", schema={"type": "nonsense"}),
-        ChatRequest(
-            "three_images", [{"role": "user", "content": [{"type": "image", "image": picture(1)}] * 3}]
-        ),
+        ChatRequest("three_images", [{"role": "user", "content": [{"type": "image", "image": picture(1)}] * 3}]),
         ask("truncated", max_tokens=3),
         ask("special", text="describe<|image_pad|><|im_end|>"),
         ask("last"),
@@ -176,9 +174,7 @@ def test_a_killed_engine_is_restarted_and_nothing_is_lost(engine: RayEngine, con
     assert any("engine died" in incident["text"] for incident in incidents)
 
 
-def test_an_idle_engine_makes_room_and_a_bad_model_is_explained(
-    engine: RayEngine, context: Context, tmp_path: Path
-):
+def test_an_idle_engine_makes_room_and_a_bad_model_is_explained(engine: RayEngine, context: Context, tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="can't load the model") as caught:
         get_engine(EngineSettings(model=str(tmp_path)), context)
@@ -241,6 +237,4 @@ def test_an_endpoint_takes_the_engines_place(tmp_path: Path):
 
 def test_a_silent_endpoint_is_explained(tmp_path: Path):
     with pytest.raises(UserError, match="doesn't answer as an OpenAI-compatible"):
-        get_engine(
-            EngineSettings(model="m", endpoint="http://127.0.0.1:9/v1"), make_context(tmp_path, "caption")
-        )
+        get_engine(EngineSettings(model="m", endpoint="http://127.0.0.1:9/v1"), make_context(tmp_path, "caption"))

@@ -48,26 +48,27 @@ def prompt_text(offered_types: Sequence[str], target_styles: Sequence[str] | Non
     """The prompt for a choice of `offered_types`. Raises ValueError for a type that it does not know."""
     known = edit_types()
     if not offered_types or (unknown := [name for name in offered_types if name not in known]):
-        raise ValueError(
-            f"offer one or more of {', '.join(known)}, not {unknown if offered_types else 'none'}"
-        )
+        raise ValueError(f"offer one or more of {', '.join(known)}, not {unknown if offered_types else 'none'}")
     listed = ", ".join(target_styles or styles())
     lines = [f"- {name}: {known[name].format(styles=listed)}" for name in offered_types]
     return _text("prompt.txt").format(edit_types="\n".join(lines))
 
 
 def answer_schema(offered_types: Sequence[str]) -> dict:
-    """JSON schema of the answer: the five fields in their order, every string bounded."""
-    caption = {"type": "string", "minLength": 1, "maxLength": MAX_CAPTION_LENGTH}
-    instruction = {"type": "string", "minLength": 1, "maxLength": MAX_INSTRUCTION_LENGTH}
+    """JSON schema of the answer: the five fields in their order.
+
+    The strings carry no length: bounds of hundreds of characters make the grammar's token masks cost 0.6 s an
+    answer instead of 0.5 ms. `max_tokens` ends a string that doesn't, and the rules check lengths.
+    """
+    text = {"type": "string"}
     return {
         "type": "object",
         "properties": {
             "edit_type": {"type": "string", "enum": list(offered_types)},
-            "src_caption": caption,
-            "instruction": instruction,
-            "tgt_caption": caption,
-            "reverse_instruction": instruction,
+            "src_caption": text,
+            "instruction": text,
+            "tgt_caption": text,
+            "reverse_instruction": text,
         },
         "required": list(FIELDS),
         "additionalProperties": False,

@@ -21,13 +21,9 @@ EXACT_CAPTION_WORDS = 15  # a caption of so many words has no room for rephrasin
 WORDS_PER_REPHRASED_WORD = 3  # a longer one has room for one word in so many of the rest
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-_TARGET_FORBIDDEN = re.compile(
-    r"\b(?:now|chang(?:ed|es|ing) (?:in)?to|turned into|without|no longer)\b", re.IGNORECASE
-)
+_TARGET_FORBIDDEN = re.compile(r"\b(?:now|chang(?:ed|es|ing) (?:in)?to|turned into|without|no longer)\b", re.IGNORECASE)
 _REVERSE_FORBIDDEN = re.compile(r"\b(?:restor|revert|undo|undid|undone|original)\w*", re.IGNORECASE)
-_REMOVAL = re.compile(
-    r"\b(?:remove|erase|delete|eliminate|get rid of|take away|take out|cut out)\b", re.IGNORECASE
-)
+_REMOVAL = re.compile(r"\b(?:remove|erase|delete|eliminate|get rid of|take away|take out|cut out)\b", re.IGNORECASE)
 _ADDITION = re.compile(r"\b(?:add|insert|place|put|draw|include|introduce)\b", re.IGNORECASE)
 _REPLACEMENT = re.compile(
     r"\b(?:replace|swap|exchange|substitute|turn|change|transform)\b\s*(?P<old>.+?)\s*\b(?:with|for|by|into|to)\b",
@@ -39,9 +35,7 @@ _NAME_END = re.compile(
     r"that|which|who|so|and|top|bottom|left|right|while|with)\b",
     re.IGNORECASE,
 )
-_DETERMINER = re.compile(
-    r"^(?:the|a|an|one|some|its|his|her|their|this|that|all|of|both|two|three)\s+", re.IGNORECASE
-)
+_DETERMINER = re.compile(r"^(?:the|a|an|one|some|its|his|her|their|this|that|all|of|both|two|three)\s+", re.IGNORECASE)
 # words that may come and go: they tell nothing, or name the medium (a photo becomes a painting)
 _FREE_WORDS = frozenset(
     "a an the of in on at by to with and or is are was were be been being it its this that there which while "
@@ -53,10 +47,7 @@ _FREE_WORDS = frozenset(
 def words(text: str) -> list[str]:
     """The words of a text in lower case, a plural's s taken off, so that "dogs" is "dog"."""
     found = [word.lower() for word in _WORD.findall(text)]
-    return [
-        word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
-        for word in found
-    ]
+    return [word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word for word in found]
 
 
 def find_object(edit_type: str, instruction: str) -> str:
@@ -104,10 +95,18 @@ def _room(caption: str) -> int:
 
 
 def _unexplained(here: str, there: str, instruction: str) -> int:
-    """How many words `here` has beyond `there` that the instruction doesn't say."""
+    """How many words `here` has beyond `there` that the instruction doesn't say, or not so often."""
     extra = collections.Counter(words(here)) - collections.Counter(words(there))
-    said = _FREE_WORDS.union(words(instruction))
-    return sum(count for word, count in extra.items() if word not in said)
+    extra -= collections.Counter(words(instruction))
+    return sum(count for word, count in extra.items() if word not in _FREE_WORDS)
+
+
+def _makes_a_twin(row: Mapping[str, str]) -> bool:
+    """Whether the edit gives an object the name that another one has, so that no reverse can tell them apart."""
+    said = set(words(row["instruction"])) - _FREE_WORDS
+    found = [words(row[name]) for name in ("src_caption", "tgt_caption")]
+    before, after = (collections.Counter(zip(w, w[1:], strict=False)) for w in found)
+    return any(count > max(1, before[pair]) and set(pair) <= said for pair, count in after.items())
 
 
 def _object_reasons(row: Mapping[str, str]) -> list[str]:
@@ -123,9 +122,13 @@ def _object_reasons(row: Mapping[str, str]) -> list[str]:
         reasons.append("object_not_in_source")
     elif not _names_more(name, source, target):
         reasons.append("old_object_in_target")
+    elif _count(name, source) > 1:
+        reasons.append("object_ambiguous")
     inverse = find_object(INVERSE_TYPES[edit_type], row["reverse_instruction"])
     if not _knows(inverse, source if edit_type == "remove" else target):
         reasons.append("reverse_names_another_object")
+    elif edit_type != "remove" and _count(inverse, target) > 1:
+        reasons.append("reverse_ambiguous")
     return reasons
 
 
@@ -142,10 +145,7 @@ def check(row: Mapping[str, str], offered_types: Sequence[str]) -> list[str]:
         reasons.append("captions_equal")
     if words(forward) == words(reverse):
         reasons.append("instructions_equal")
-    if (
-        max(len(source), len(target)) > MAX_CAPTION_LENGTH
-        or max(len(forward), len(reverse)) > MAX_INSTRUCTION_LENGTH
-    ):
+    if max(len(source), len(target)) > MAX_CAPTION_LENGTH or max(len(forward), len(reverse)) > MAX_INSTRUCTION_LENGTH:
         reasons.append("too_long")
     if min(len(words(row[name])) for name in FIELDS[1:]) < MIN_WORDS:
         reasons.append("too_short")
@@ -155,6 +155,8 @@ def check(row: Mapping[str, str], offered_types: Sequence[str]) -> list[str]:
         reasons.append("reverse_not_self_contained")
     if row["edit_type"] in INVERSE_TYPES:
         reasons += _object_reasons(row)
+    if row["edit_type"] in ("color", "material", "replace") and _makes_a_twin(row):
+        reasons.append("target_has_twins")
     if _unexplained(target, source, forward) > _room(target):
         reasons.append("target_has_unexplained_words")
     if _unexplained(source, target, reverse) > _room(source):

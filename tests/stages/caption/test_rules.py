@@ -29,6 +29,20 @@ REPLACE = {
     "tgt_caption": "red triangle top left and blue square bottom right on gray background",
     "reverse_instruction": "replace the red triangle with a red circle",
 }
+TWO = {
+    "edit_type": "replace",
+    "src_caption": "blue circle top left and red circle bottom right on gray background",
+    "instruction": "replace the red circle with a red triangle",
+    "tgt_caption": "blue circle top left and red triangle bottom right on gray background",
+    "reverse_instruction": "replace the red triangle with a red circle",
+}
+TWIN = {
+    "edit_type": "color",
+    "src_caption": "a red car and a blue car at a curb",
+    "instruction": "make the blue car red",
+    "tgt_caption": "a red car and a red car at a curb",
+    "reverse_instruction": "make the red car blue",
+}
 ADD = {
     "edit_type": "add",
     "src_caption": "red circle top left on gray background",
@@ -43,7 +57,7 @@ STYLE = {
     "tgt_caption": "An oil painting of a harbor with boats, houses and a lighthouse under a clear sky.",
     "reverse_instruction": "Turn the oil painting into a photorealistic photo.",
 }
-GOOD = (REMOVE, COLOR, REPLACE, ADD, STYLE)
+GOOD = (REMOVE, COLOR, REPLACE, TWO, ADD, STYLE)
 OFFERED = ("remove", "color", "replace", "add", "style")
 
 
@@ -114,6 +128,21 @@ def test_good_row_breaks_no_rule(row):
             REPLACE,
             {"tgt_caption": "red triangle top left and square bottom right on gray background"},
             "source_words_lost",
+        ),
+        (
+            TWO,
+            {"tgt_caption": "blue triangle top left and red triangle bottom right on gray background"},
+            "target_has_unexplained_words",
+        ),
+        (TWO, {"src_caption": TWO["src_caption"].replace("blue", "red")}, "object_ambiguous"),
+        (TWIN, {}, "target_has_twins"),
+        (
+            ADD,
+            {
+                "src_caption": ADD["tgt_caption"].replace("red circle", "blue square"),
+                "tgt_caption": "blue square top left and blue square bottom right on gray background",
+            },
+            "reverse_ambiguous",
         ),
         (COLOR, {"instruction": "Change the coat of the woman."}, "instruction_does_not_lead_to_target"),
         (

@@ -37,9 +37,7 @@ class ScriptedEngine(Engine):
     replies.
     """
 
-    def __init__(
-        self, answer: Callable[[str, int], str | ChatReply], seed: int = 0, stop_after: int | None = None
-    ):
+    def __init__(self, answer: Callable[[str, int], str | ChatReply], seed: int = 0, stop_after: int | None = None):
         self._answer, self._order = answer, np.random.default_rng(seed)
         self._stop_after = stop_after
         self.requests: list[ChatRequest] = []
@@ -171,9 +169,7 @@ def test_the_result_depends_on_neither_order_nor_interruption(run):
     engine = ScriptedEngine(answer_by_id, seed=4)
     context = run(engine, "cut_off")
     assert files_of(context) == whole
-    assert (
-        0 < len({request.key for request in engine.requests}) < NUM_SAMPLES
-    )  # finished shards aren't asked again
+    assert 0 < len({request.key for request in engine.requests}) < NUM_SAMPLES  # finished shards aren't asked again
 
 
 def test_truncated_and_refused_requests_have_their_outcome(run):
@@ -232,9 +228,7 @@ def test_what_belongs_to_the_fingerprint(tmp_path: Path):
     config = CaptionConfig(engine=EngineSettings(model=str(tmp_path)))
     sources = caption_sources(config)
     assert sources[0] == str(tmp_path) and Path(sources[1]).name == "v1" and Path(sources[1]).is_dir()
-    scaled = EngineSettings(
-        model=str(tmp_path), num_in_flight=7, tensor_parallel_size=4, endpoint="http://h/v1"
-    )
+    scaled = EngineSettings(model=str(tmp_path), num_in_flight=7, tensor_parallel_size=4, endpoint="http://h/v1")
     same = CaptionConfig(engine=scaled, error_rate_limit=0.1)
     assert identity(same) == identity(config)
     assert identity(CaptionConfig(engine=config.engine, max_tokens=99)) != identity(config)

@@ -52,7 +52,7 @@ def answer_schema() -> dict:
         "type": "object",
         "properties": {
             "score": {"type": "array", "items": score, "minItems": 2, "maxItems": 2},
-            "reasoning": {"type": "string", "maxLength": 600},
+            "reasoning": {"type": "string"},  # max_tokens ends it: a length bound makes the grammar slow
         },
         "required": ["score", "reasoning"],
         "additionalProperties": False,
