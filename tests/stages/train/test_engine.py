@@ -46,7 +46,7 @@ def ranks(config: TrainByGConfig, encoded: Path, out: Path, num_ranks: int, resu
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=150)
+        process.join(timeout=300)
         process.kill()
     assert [process.exitcode for process in processes] == [0] * num_ranks
     return json.loads((out / "facts.json").read_text())
