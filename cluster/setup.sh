@@ -25,5 +25,8 @@ echo "setup: installing into .venv (6.7 GB; one to five minutes)"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5'
 .venv/bin/uv pip install --quiet --python .venv/bin/python \
   --constraint constraints.txt --override overrides.txt --editable ".[$extra,dev]"
+# Compiled once here, or every process of Ray compiles its imports anew where PYTHONDONTWRITEBYTECODE is set:
+# vLLM then takes twice as long to start. Templates in some packages are no valid Python; that is no failure.
+.venv/bin/python -m compileall -q -j 2 .venv/lib >/dev/null 2>&1 || true
 rm -f .venv/.pairless-*
 touch "$stamp"
