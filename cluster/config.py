@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,23 +79,37 @@ def find_profile(name: str, folder: Path) -> Path:
     return folder / f"{name}.yaml"
 
 
-def read_profile(path: Path) -> dict[str, dict[str, Any]]:
-    """Reads `{stage: {field: value}}`, leaving out the text under `_about`. RequestError on bad YAML."""
+@dataclass(frozen=True)
+class Profile:
+    """What a profile says: `values` by stage and field, and the stages (`_targets`) that it is there to make."""
+
+    values: dict[str, dict[str, Any]]
+    targets: tuple[str, ...] = ()
+
+
+def read_profile(path: Path) -> Profile:
+    """Reads `{stage: {field: value}}` and `_targets: [stage, ...]`, leaving out the text under `_about`.
+
+    Raises RequestError on bad YAML.
+    """
     try:
         profile = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RequestError(f"Profile {path} isn't valid YAML: {' '.join(str(error).split())}") from None
     if profile is None:
-        return {}
+        return Profile({})
     if not isinstance(profile, dict):
         raise RequestError(
             f"Profile {path} must be a mapping of stage names, not a {type(profile).__name__}."
         )
     profile.pop("_about", None)
+    targets = profile.pop("_targets", [])
+    if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
+        raise RequestError(f"Profile {path}: _targets must be a list of stage names, not {targets!r}.")
     for stage, fields in profile.items():
         if not isinstance(fields, dict) and fields is not None:
             raise RequestError(f"Profile {path}: {stage} must be a mapping of fields, not {fields!r}.")
-    return {str(stage): fields or {} for stage, fields in profile.items()}
+    return Profile({str(stage): fields or {} for stage, fields in profile.items()}, tuple(targets))
 
 
 def apply_settings(

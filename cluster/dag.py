@@ -12,7 +12,7 @@ from typing import Any
 
 from cluster import record
 from cluster.artifacts import Artifact
-from cluster.config import StageConfig
+from cluster.config import StageConfig, nearest
 from cluster.errors import Cancelled, RequestError
 from cluster.folder import Folder
 from cluster.lease import holder
@@ -91,6 +91,21 @@ def ordered(stages: Sequence[Stage]) -> list[Stage]:
     for stage in stages:
         visit(stage.name, stage.name)
     return list(result.values())
+
+
+def leading_to(stages: Sequence[Stage], targets: Sequence[str]) -> list[Stage]:
+    """The targets and all that they need, in the order given. Raises RequestError for an unknown one."""
+    by_name = {stage.name: stage for stage in stages}
+    wanted: set[str] = set()
+    pending = list(targets)
+    while pending:
+        name = pending.pop()
+        if name not in by_name:
+            raise RequestError(f"There is no stage {name!r}; {nearest(name, by_name)}")
+        if name not in wanted:
+            wanted.add(name)
+            pending += by_name[name].needs
+    return [stage for stage in stages if stage.name in wanted]
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any
 
 from cluster import record
 from cluster.config import apply_settings, build_configs, find_profile, read_profile
-from cluster.dag import Stage, ordered
+from cluster.dag import Stage, leading_to, ordered
 from cluster.errors import RequestError, UserError
 from cluster.folder import Folder
 from cluster.plan import MissingInputs, Planned, Selection, make_plan
@@ -26,20 +26,21 @@ def main(
     argv: Sequence[str] | None = None,
     *,
     profiles: Path = PROFILES,
+    default_targets: Sequence[str] = (),
     tracked: bool = True,
     settings: RunSettings = RunSettings(),
 ) -> int:
     """Runs a pipeline as its command line says. Returns the exit code.
 
-    0: done; 1: a stage failed; 2: the request was wrong; 130: stopped by Ctrl-C or SIGTERM. `tracked=False`
-    leaves MLflow out.
+    0: done; 1: a stage failed; 2: the request was wrong; 130: stopped by Ctrl-C or SIGTERM. A profile without
+    `_targets` runs what leads to `default_targets`, or else everything. `tracked=False` leaves MLflow out.
     """
     arguments = _parser().parse_args(argv)
     try:
         if arguments.list:
             print(_list(ordered(stages)))
             return OK
-        return _run(stages, arguments, profiles, tracked, settings)
+        return _run(stages, arguments, profiles, default_targets, tracked, settings)
     except MissingInputs as error:
         print(f"{error} This makes them:\n  {_command(arguments, error.missing)}", file=sys.stderr)
         return WRONG_REQUEST
@@ -80,13 +81,17 @@ def _run(
     stages: Sequence[Stage],
     arguments: argparse.Namespace,
     profiles: Path,
+    default_targets: Sequence[str],
     tracked: bool,
     settings: RunSettings,
 ) -> int:
     if not arguments.profile:
         known = ", ".join(sorted(file.stem for file in profiles.glob("*.yaml")))
         raise RequestError(f"Which profile? Give --profile with one of: {known}; or the path of a YAML file.")
-    values = apply_settings(read_profile(find_profile(arguments.profile, profiles)), arguments.settings)
+    profile = read_profile(find_profile(arguments.profile, profiles))
+    targets = profile.targets or default_targets
+    stages = leading_to(stages, targets) if targets else stages
+    values = apply_settings(profile.values, arguments.settings)
     configs = build_configs({stage.name: stage.config for stage in ordered(stages)}, values)
     root = Folder(arguments.root)
     plan = make_plan(stages, configs, root, Selection(arguments.only, arguments.start, arguments.force))

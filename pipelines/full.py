@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python pipeline
 
 from cluster.dag import Resources, Stage
 from pipelines.cli import main
+from stages.ablation.stage import AblationConfig, ablate, ablation_sources
 from stages.caption.stage import CaptionConfig, caption_images, caption_sources
 from stages.edit.stage import EditConfig, edit_images, edit_sources
 from stages.encode.stage import EncodeConfig, encode_pairs, encode_sources, encode_tuples
@@ -56,7 +57,9 @@ STAGES = (
     Stage("edit", "1", edit_images, EditConfig, EDIT_NEEDS, COORDINATE, edit_sources),
     Stage("evaluate", "1", evaluate_edits, EvaluateConfig, ("edit", "benchmark"), VLLM, evaluate_sources),
     Stage("report", "1", write_report, ReportConfig, REPORT_NEEDS),
+    # only where a profile names it as its target: ByG without one part at a time
+    Stage("ablation", "1", ablate, AblationConfig, ("encode", "benchmark"), COORDINATE, ablation_sources),
 )
 
 if __name__ == "__main__":
-    raise SystemExit(main(STAGES))
+    raise SystemExit(main(STAGES, default_targets=("report",)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,13 @@ def load_root(config: TrainConfig, device: torch.device) -> tuple[nn.Module, nn.
     root = Root(transformer)
     if config.sharding == "zero3":
         deepspeed = _deepspeed()
-        root, *_ = deepspeed.initialize(model=root, config=deepspeed_config(config))
+        settings = deepspeed_config(config)
+        # A block is gathered and released as a whole: fewer, larger messages, and no hooks on the layers within.
+        settings["zero_optimization"]["leaf_module"] = {"classes": transformer._no_split_modules}
+        for block in transformer.modules():
+            if type(block).__name__ in transformer._no_split_modules:
+                block.register_forward_pre_hook(_by_position, with_kwargs=True)
+        root, *_ = deepspeed.initialize(model=root, config=settings)
     return root, transformer
 
 
@@ -97,6 +104,16 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
             "memory_efficient_linear": True,
         },
     }
+
+
+def _by_position(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Turns keyword arguments into positional ones.
+
+    DeepSpeed looks for the end of a module's backward at its positional inputs; without any it would keep the
+    module's parameters gathered for ever.
+    """
+    given = inspect.signature(module.forward).bind(*args, **kwargs)
+    return given.args, given.kwargs
 
 
 def _transformer_folder(model: str) -> Path:

@@ -4,6 +4,7 @@ from typing import Literal
 import pytest
 
 from cluster.config import (
+    Profile,
     StageConfig,
     apply_settings,
     build_configs,
@@ -100,7 +101,7 @@ def test_a_setting_below_a_plain_value_is_refused():
 def test_profiles_by_name_and_by_path(tmp_path: Path):
     (tmp_path / "starter.yaml").write_text("_about: what it is for\nedit:\n  lr: 2\nencode:\n")
     found = find_profile("starter", tmp_path)
-    assert read_profile(found) == {"edit": {"lr": 2}, "encode": {}}
+    assert read_profile(found) == Profile({"edit": {"lr": 2}, "encode": {}})
     assert find_profile(str(found), Path("/nowhere")) == found
     with pytest.raises(RequestError, match="did you mean 'starter'"):
         find_profile("startr", tmp_path)
@@ -108,7 +109,13 @@ def test_profiles_by_name_and_by_path(tmp_path: Path):
         find_profile(str(tmp_path / "absent.yaml"), tmp_path)
 
 
-@pytest.mark.parametrize("text", ["a: [", "- a\n- b", "edit: 3", "\x00"])
+def test_a_profile_names_its_targets(tmp_path: Path):
+    path = tmp_path / "ablation.yaml"
+    path.write_text("_targets: [total]\nedit: {lr: 2}\n")
+    assert read_profile(path) == Profile({"edit": {"lr": 2}}, ("total",))
+
+
+@pytest.mark.parametrize("text", ["a: [", "- a\n- b", "edit: 3", "\x00", "_targets: total", "_targets: [1]"])
 def test_a_malformed_profile_is_refused(tmp_path: Path, text: str):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
