@@ -91,8 +91,8 @@ class Training:
     def __call__(self, shard: str) -> None:
         import torch
 
-        from stages.train.data import EncodedData
         from stages.train.engine import METHODS, Trainer
+        from stages.train.live import open_data
 
         row, seed = self.shards[shard]
         train = self.config.train
@@ -100,8 +100,9 @@ class Training:
         config = train.model_copy(update={"byg": byg, "seed": seed, "sharding": "none", "num_workers": 1})
         torch.set_num_threads(config.num_threads)
         method = METHODS[config.method]
-        data = EncodedData.load(self.encoded.local(), method.LATENTS, method.TEXTS)
-        trainer = Trainer(config, data, torch.device(resolved_device(config.device)))
+        device = torch.device(resolved_device(config.device))
+        data = open_data(self.encoded.local(), method.LATENTS, method.TEXTS, device)
+        trainer = Trainer(config, data, device)
         while trainer.step < config.num_steps:
             self.context.check()
             trainer.train_step()

@@ -49,6 +49,7 @@ class EncodeConfig(StageConfig):
     )
     dtype: Dtype = "float32"
     max_text_tokens: int = Field(512, ge=1, description="T5 tokens of a text, at most the model's own limit.")
+    live: bool = Field(False, description="Keep pictures and texts, and encode them while training.")
     shard_size: int = Field(512, ge=1, description="Rows, or texts, in one shard.")
     batch_size: int = runtime(64, ge=1)
     num_workers: int = runtime(1, ge=1)
@@ -149,7 +150,7 @@ def _encode(rows: Rows, config: EncodeConfig, context: Context) -> None:
     texts = sorted({text for row in rows.rows for text in row.texts.values()})
     parts = enumerate(_batches(rows.rows, config.shard_size))
     row_shards = {f"rows/{index:05d}.parquet": part for index, part in parts}
-    parts = enumerate(_batches(texts, config.shard_size))
+    parts = enumerate(_batches(texts, config.shard_size) if not config.live else ())
     text_shards = {f"texts/{index:05d}.parquet": part for index, part in parts}
     size = _first_image(rows, config).size
     work = EncodeShard(rows, row_shards, text_shards, size, config, context.out)
@@ -163,6 +164,11 @@ def _encode(rows: Rows, config: EncodeConfig, context: Context) -> None:
         total=len(rows.rows) + len(texts),
         unit="rows and texts",
     )
+    if config.live:
+        from stages.train.live import MARKER
+
+        settings = {name: getattr(config, name) for name in ("model", "dtype", "max_text_tokens")}
+        context.out.write_json(MARKER, settings)
     context.set_rows(len(rows.rows))
     context.set_figures({"num_rows": len(rows.rows), "num_texts": len(texts)})
 
@@ -204,19 +210,20 @@ class EncodeShard:
         write_texts(self.out, shard, texts, embeds)
 
     def _write_rows(self, shard: str, rows: Sequence[Row]) -> None:
-        from stages.train.data import write_rows
+        from stages.train.data import write_pixels, write_rows
 
         keys = list(dict.fromkeys(row.key for row in rows))
         positions = [keys.index(row.key) for row in rows]  # a picture with two tuples is encoded once
-        latents = {}
+        arrays = {}
         for field, column in self.rows.image_columns.items():
             images = self._images(rows, column)
             self._check_sizes(images)
-            latents[field] = self._encode_images([images[key] for key in keys])[positions]
+            wanted = [images[key] for key in keys]
+            arrays[field] = (_pixels(wanted) if self.config.live else self._encode_images(wanted))[positions]
         width, height = self.size
         texts = {name: [row.texts[name] for row in rows] for name in rows[0].texts}
         ids, grid = [row.id for row in rows], self.encoder.grid(height, width)
-        write_rows(self.out, shard, ids, latents, texts, grid)
+        (write_pixels if self.config.live else write_rows)(self.out, shard, ids, arrays, texts, grid)
 
     def _images(self, rows: Sequence[Row], column: str) -> dict[str, Image.Image]:
         wanted = {row.key for row in rows}
@@ -251,6 +258,14 @@ class EncodeShard:
 
         batches = _batches(images, self.config.batch_size)
         return torch.cat([self.encoder.encode_pixels(to_pixels(batch)).cpu() for batch in batches])
+
+
+def _pixels(images: Sequence[Image.Image]) -> torch.Tensor:
+    """Pictures as uint8 `[B, 3, H, W]`."""
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
 
 
 def load_encoder(config: EncodeConfig) -> FluxEncoder:

@@ -55,7 +55,33 @@ def write_rows(
         if tensor.ndim != 3 or tensor.shape[0] != len(ids) or tensor.shape[1] != grid[0] * grid[1]:
             shape = list(tensor.shape)
             raise ValueError(f"latents {name!r} of shape {shape} don't fit {len(ids)} rows of {grid} tokens")
-    _write_arrays(folder, shard, latents, {"grid": f"{grid[0]}x{grid[1]}"})
+    _write_rows(folder, shard, ids, latents, texts, grid)
+
+
+def write_pixels(
+    folder: Folder,
+    shard: str,
+    ids: Sequence[str],
+    pixels: Mapping[str, torch.Tensor],
+    texts: Mapping[str, Sequence[str]],
+    grid: tuple[int, int],
+) -> None:
+    """Writes one shard of rows whose pictures, uint8 `[num_rows, 3, H, W]` by field, are encoded while training."""
+    for name, tensor in pixels.items():
+        if tensor.ndim != 4 or tensor.shape[:2] != (len(ids), 3) or tensor.dtype != torch.uint8:
+            raise ValueError(f"pixels {name!r} {tensor.dtype} {list(tensor.shape)} don't fit {len(ids)} rows")
+    _write_rows(folder, shard, ids, pixels, texts, grid)
+
+
+def _write_rows(
+    folder: Folder,
+    shard: str,
+    ids: Sequence[str],
+    arrays: Mapping[str, torch.Tensor],
+    texts: Mapping[str, Sequence[str]],
+    grid: tuple[int, int],
+) -> None:
+    _write_arrays(folder, shard, arrays, {"grid": f"{grid[0]}x{grid[1]}"})
     columns = {"id": pa.array(ids, pa.string())}
     columns |= {name: pa.array(column, pa.string()) for name, column in texts.items()}
     folder.write_table(shard, pa.table(columns))
@@ -83,15 +109,55 @@ def _arrays_of(shard: str) -> str:
 
 
 @dataclasses.dataclass
+class Rows:
+    """The rows of a folder: ids, texts by field, and arrays by field that stay memory-mapped."""
+
+    ids: list[str]
+    grid: tuple[int, int]
+    texts: dict[str, list[str]]
+    shards: dict[str, list[torch.Tensor]]
+    """A memory-mapped tensor per shard, by field."""
+    places: list[tuple[int, int]]
+    """(shard, row in it) of each row's arrays."""
+
+    @classmethod
+    def load(cls, path: Path, arrays: Sequence[str], texts: Sequence[str]) -> Rows:
+        """Opens these fields. Raises UserError for a missing or damaged file or field, or grids that differ."""
+        found = cls([], (0, 0), {name: [] for name in texts}, {name: [] for name in arrays}, [])
+        grids: set[str] = set()
+        for number, (file, table) in enumerate(_shards(path, "rows", ["id", *texts])):
+            found.ids += table["id"].to_pylist()
+            found.places += [(number, row) for row in range(len(table))]
+            opened, metadata = _open_arrays(file, len(table), arrays)
+            for name, tensor in opened.items():
+                found.shards[name].append(tensor)
+            grids.add(metadata.get("grid", ""))
+            for name in texts:
+                found.texts[name] += table[name].to_pylist()
+        if len(grids) != 1:
+            sizes = ", ".join(sorted(grids))
+            raise UserError(f"The encoded data in {path} mixes picture sizes ({sizes} tokens).")
+        height, _, width = grids.pop().partition("x")
+        found.grid = int(height), int(width)
+        return found
+
+    def arrays_of(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        """The arrays of these rows, `[B, ...]`, by field."""
+        places = [self.places[row] for row in rows]
+        return {name: _taken(shards, places) for name, shards in self.shards.items()}
+
+
+def _taken(shards: list[torch.Tensor], places: Sequence[tuple[int, int]]) -> torch.Tensor:
+    return torch.stack([shards[shard][row] for shard, row in places])
+
+
+@dataclasses.dataclass
 class EncodedData:
     """The rows of an encoded folder. Arrays stay memory-mapped: only the rows of a batch are read."""
 
     ids: list[str]
     grid: tuple[int, int]
-    latents: dict[str, list[torch.Tensor]]
-    """A memory-mapped tensor per shard, by field."""
-    places: list[tuple[int, int]]
-    """(shard, row in it) of each row's latents."""
+    latents: Rows
     texts: dict[str, list[int]]
     """Each row's text, by field, as an index into `text_places`."""
     embeds: dict[str, list[torch.Tensor]]
@@ -114,31 +180,17 @@ class EncodedData:
             for name, tensor in arrays.items():
                 embeds.setdefault(name, []).append(tensor)
 
-        ids: list[str] = []
-        places: list[tuple[int, int]] = []
-        arrays_of: dict[str, list[torch.Tensor]] = {name: [] for name in latents}
+        rows = Rows.load(path, latents, texts)
         indices: dict[str, list[int]] = {name: [] for name in texts}
-        grids: set[str] = set()
-        for number, (file, table) in enumerate(_shards(path, "rows", ["id", *texts])):
-            ids += table["id"].to_pylist()
-            places += [(number, row) for row in range(len(table))]
-            arrays, metadata = _open_arrays(file, len(table), latents)
-            for name, tensor in arrays.items():
-                arrays_of[name].append(tensor)
-            grids.add(metadata.get("grid", ""))
-            for name in texts:
-                for row, text in enumerate(table[name].to_pylist()):
-                    if text not in index_of:
-                        raise UserError(
-                            f"The encoded data in {path}: row {table['id'][row].as_py()!r} has a {name} that "
-                            f"isn't among the encoded texts: {text!r}. Make it anew with --force encode."
-                        )
-                    indices[name].append(index_of[text])
-        if len(grids) != 1:
-            sizes = ", ".join(sorted(grids))
-            raise UserError(f"The encoded data in {path} mixes picture sizes ({sizes} tokens).")
-        rows, _, columns = grids.pop().partition("x")
-        return cls(ids, (int(rows), int(columns)), arrays_of, places, indices, embeds, text_places)
+        for name, column in rows.texts.items():
+            for row, text in enumerate(column):
+                if text not in index_of:
+                    raise UserError(
+                        f"The encoded data in {path}: row {rows.ids[row]!r} has a {name} that isn't among the "
+                        f"encoded texts: {text!r}. Make it anew with --force encode."
+                    )
+                indices[name].append(index_of[text])
+        return cls(rows.ids, rows.grid, rows, indices, embeds, text_places)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -147,16 +199,11 @@ class EncodedData:
         self, rows: Sequence[int], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> Batch:
         """The given rows, moved to `device` and cast to `dtype`."""
-
-        def taken(shards: list[torch.Tensor], places: Sequence[tuple[int, int]]) -> torch.Tensor:
-            return torch.stack([shards[shard][row] for shard, row in places]).to(device, dtype)
-
-        places = [self.places[row] for row in rows]
-        latents = {name: taken(shards, places) for name, shards in self.latents.items()}
+        latents = {name: array.to(device, dtype) for name, array in self.latents.arrays_of(rows).items()}
         texts = {}
         for field, indices in self.texts.items():
-            text_places = [self.text_places[indices[row]] for row in rows]
-            texts[field] = {name: taken(shards, text_places) for name, shards in self.embeds.items()}
+            places = [self.text_places[indices[row]] for row in rows]
+            texts[field] = {name: _taken(shards, places).to(device, dtype) for name, shards in self.embeds.items()}
         return Batch([self.ids[row] for row in rows], latents, texts)
 
 

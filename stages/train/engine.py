@@ -17,6 +17,7 @@ from cluster.errors import UserError
 from stages.train.adapters import Adapter, Adapters
 from stages.train.backbones import flux
 from stages.train.data import BatchOrder, EncodedData
+from stages.train.live import LiveData
 from stages.train.methods import byg, sft
 from stages.train.roles import Batch, Draws, Roles, TextEmbeds
 from stages.train.settings import TrainConfig
@@ -47,7 +48,7 @@ class Trainer:
         device: of this rank.
     """
 
-    def __init__(self, config: TrainConfig, data: EncodedData, device: torch.device) -> None:
+    def __init__(self, config: TrainConfig, data: EncodedData | LiveData, device: torch.device) -> None:
         self.rank, self.world_size = 0, 1
         if dist.is_initialized():
             self.rank, self.world_size = dist.get_rank(), dist.get_world_size()

@@ -68,13 +68,13 @@ class TrainRank:
         import torch
 
         from stages.train.checkpoint import Checkpoints
-        from stages.train.data import EncodedData
         from stages.train.engine import METHODS, Trainer, TrainingDiverged
         from stages.train.export import read_lora, save_lora
+        from stages.train.live import open_data
 
         config, context = self.config, self.context
         method = METHODS[config.method]
-        data = EncodedData.load(self.encoded.local(), method.LATENTS, method.TEXTS)
+        data = open_data(self.encoded.local(), method.LATENTS, method.TEXTS, device)
         trainer = Trainer(config, data, device)
         checkpoints = Checkpoints(Folder(context.scratch / "checkpoints"), identity_of(config))
         if not resume(trainer, checkpoints, context) and config.init_adapter:

@@ -23,6 +23,7 @@ from stages.ingest.stage import SAMPLES_SCHEMA
 from stages.starter.stages import PairsConfig, make_pairs
 from stages.train.backbones.pictures import to_pixels
 from stages.train.data import EncodedData
+from stages.train.live import LiveData, open_data
 from tests.artifacts import committed
 from tests.stages.ingest.context import make_context
 
@@ -139,6 +140,31 @@ def test_pairs_have_source_and_target(tmp_path, work, tiny_flux):
         assert torch.allclose(batch.latents[field], encoder.encode_pixels(to_pixels(images)), atol=1e-5)
 
 
+def test_live_keeps_pictures_and_texts_and_gives_training_the_same_batches(tmp_path, work):
+    samples, tuples = [sample(i) for i in range(4)], [training_tuple(i) for i in range(4)]
+    given = inputs(tmp_path, samples, tuples)
+    before, _ = work(encode_tuples, given, name="before", shard_size=3)
+    live, _ = work(encode_tuples, given, name="live", shard_size=3, live=True)
+    assert live.out.list(recursive=True) == [
+        "live.json", *(f"rows/0000{shard}.{kind}" for shard in (0, 1) for kind in ("parquet", "safetensors"))
+    ]  # fmt: skip
+    expected = open_data(before.out.local(), ("source",), FIELDS, "cpu")
+    data = open_data(live.out.local(), ("source",), FIELDS, "cpu")
+    assert isinstance(data, LiveData) and len(data) == 4 and data.grid == expected.grid
+    ours, theirs = data.batch([3, 0, 1]), expected.batch([3, 0, 1])
+    assert ours.ids == theirs.ids
+    assert torch.allclose(ours.latents["source"], theirs.latents["source"], atol=1e-5)
+    for field in FIELDS:
+        for name, tensor in theirs.texts[field].items():
+            assert torch.allclose(ours.texts[field][name], tensor, atol=1e-5), (field, name)
+
+
+def test_a_damaged_marker_is_named(tmp_path):
+    (tmp_path / "live.json").write_text('{"model": "x"}')
+    with pytest.raises(UserError, match="live.json can't be read.*--force encode"):
+        open_data(tmp_path, ("source",), FIELDS, "cpu")
+
+
 def test_on_ray(tmp_path, tiny_flux, local_ray):
     given = inputs(tmp_path, [sample(i) for i in range(3)], [training_tuple(i) for i in range(3)])
     context = make_context(tmp_path, "encode")
@@ -162,7 +188,7 @@ def test_bfloat16_latents(tmp_path, work):
     given = inputs(tmp_path, samples, [training_tuple(index) for index in range(2)])
     context, _ = work(encode_tuples, given, dtype="bfloat16", resolution=16)
     data = EncodedData.load(context.out.local(), ("source",), FIELDS)
-    assert data.latents["source"][0].dtype == torch.bfloat16 and data.grid == (2, 2)
+    assert data.latents.shards["source"][0].dtype == torch.bfloat16 and data.grid == (2, 2)
 
 
 @pytest.mark.parametrize(

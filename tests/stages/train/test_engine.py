@@ -1,5 +1,6 @@
 """The loop: ranks and sharding change nothing, a run that was cut ends as one that was not."""
 
+import dataclasses
 import json
 import multiprocessing
 import socket
@@ -135,9 +136,8 @@ def test_a_step_that_diverges_stops_before_it_updates(byg_config, data, reason):
     update = {"stop_gradient_norm": 1e-9} if reason == "norm" else {}
     trainer = Trainer(byg_config.model_copy(update=update), data, CPU)
     if reason == "nan":
-        trainer.data = EncodedData(
-            **vars(data) | {"latents": {"source": [t * torch.nan for t in data.latents["source"]]}}
-        )
+        shards = {"source": [tensor * torch.nan for tensor in data.latents.shards["source"]]}
+        trainer.data = dataclasses.replace(data, latents=dataclasses.replace(data.latents, shards=shards))
     before = trainer.student.flat.clone()
     with pytest.raises(TrainingDiverged, match="stopped at step 0: .*row") as caught:
         trainer.train_step()
