@@ -203,8 +203,8 @@ def graph(nodes: Sequence[StageNode], *, downwards: bool) -> str:
         return ""
     needs, rows = _direct_needs(nodes), layers(nodes)
     widest = max(len(row) for row in rows)
-    box_width, box_height = 112, 64
-    along, across = (box_height + 22, box_width + 8) if downwards else (box_width + 25, box_height + 16)
+    box_width, box_height = 122, 64
+    along, across = (box_height + 22, box_width + 8) if downwards else (box_width + 22, box_height + 16)
     centre: dict[tuple[str, int], tuple[float, float]] = {}
     layer_of: dict[str, int] = {}
     for layer, names in enumerate(rows):

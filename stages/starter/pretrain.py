@@ -1,7 +1,7 @@
 """Makes the starter's models anew: `python -m stages.starter.pretrain --out DIR [--work DIR] [--only flux,qwen3vl]`.
 
 Hours on two cores, minutes on a GPU. Checkpoints stand in the working folder: killed and called again, it goes on.
-At the end everything is measured on held-out scenes and the figures are written into the model card.
+At the end everything is measured on held-out scenes; the figures stand in `figures.json` and in the VLM's own card.
 """
 
 from __future__ import annotations
@@ -47,11 +47,13 @@ def pretrain_flux(out: Path, work: Path, autoencoder_steps: int, generator_steps
 
 def pretrain_qwen3vl(out: Path, work: Path) -> dict:
     """Trains the vision-language model, writes it to `out`, returns the figures measured through vLLM."""
-    from stages.starter.vlm_measure import measure_vlm
+    from stages.starter.vlm_measure import measure_vlm, write_card
     from stages.starter.vlm_pretrain import pretrain_vlm
 
     pretrain_vlm(out, work / "qwen3vl")
-    return measure_vlm(out)
+    figures = measure_vlm(out)
+    write_card(out, figures)
+    return figures
 
 
 def main() -> None:

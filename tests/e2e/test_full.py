@@ -108,3 +108,14 @@ def test_the_report_is_one_page_of_its_own(root):
     page = (Path(summary_of(root)["stages"]["report"]["artifact"]) / "report.html").read_text()
     assert "data:image/png;base64," in page
     assert "src=\"http" not in page and "href=\"http" not in page
+
+
+def test_a_training_without_a_kill_gives_the_same_bytes(root):
+    """Last: it makes the killed stage anew, from its beginning."""
+    artifact = Path(summary_of(root)["stages"]["train_byg"]["artifact"])
+    names = ["adapter/pytorch_lora_weights.safetensors", "history.parquet"]
+    resumed = [(artifact / name).read_bytes() for name in names]
+    undisturbed = call(root, "--only", "train_byg", "--force", "train_byg")
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    assert summary_of(root)["stages"]["train_byg"]["why"] == "asked for anew"
+    assert [(artifact / name).read_bytes() for name in names] == resumed
