@@ -51,6 +51,27 @@ def test_dry_run_says_what_and_why_and_touches_nothing(place, capsys):
     assert sorted(str(path) for path in (place / "runs").rglob("*")) == files
 
 
+def test_a_profile_with_targets_plans_what_leads_to_them_alone(place, capsys):
+    (place / "profiles" / "some.yaml").write_text("_targets: [squares]\nnumbers: {count: 20}\n")
+    assert call("--profile", "some", "--dry-run") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["numbers", "squares"]
+    assert call("--profile", "some", "--set", "total.x=1", "--dry-run") == 2
+    assert "There is no stage 'total'" in capsys.readouterr().err
+    (place / "profiles" / "some.yaml").write_text("_targets: [sqares]\n")
+    assert call("--profile", "some", "--dry-run") == 2
+    assert "There is no stage 'sqares'; did you mean 'squares'?" in capsys.readouterr().err
+
+
+def test_the_shipped_profiles_fit_the_pipeline(capsys):
+    from pipelines.full import STAGES as full
+
+    for profile in sorted((REPOSITORY / "pipelines" / "profiles").glob("*.yaml")):
+        arguments = ("--profile", str(profile), "--dry-run")
+        assert cli.main(full, arguments, default_targets=("report",), tracked=False) == 0, profile
+        names = {line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]}
+        assert ("ablation" in names) == (profile.stem == "ablation") and ("report" in names) != ("ablation" in names)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
