@@ -134,6 +134,8 @@ class TrainRank:
         self.context.progress(step, config.num_steps, "steps", **losses)
         if step % config.log_every == 0 or step == config.num_steps:
             metrics = means(trainer.history, step - config.log_every + 1, step)
+            # a preview was logged at its own step
+            metrics = {name: v for name, v in metrics.items() if not name.startswith(("preview_", "validation_"))}
             rates = {"learning_rate": trainer.learning_rate, "steps_per_second": 1 / seconds}
             self.context.log_metrics(metrics | rates, step)
 
