@@ -160,7 +160,8 @@ class Context:
             if len(self._history) > 1:
                 self._history.pop()
             return
-        while now - self._history[0][0] > _RATE_WINDOW_SECONDS and len(self._history) > 2:
+        # the last point before the window stays: where points are rare, the rate spans the time between them
+        while len(self._history) > 2 and now - self._history[1][0] > _RATE_WINDOW_SECONDS:
             self._history.popleft()
         self._progress_written = now
         start, first = self._history[0]
