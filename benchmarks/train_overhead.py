@@ -172,9 +172,9 @@ def main() -> None:
     parser.add_argument("--model", default="stages/starter/models/flux")
     parser.add_argument("--num-steps", type=int, default=10)
     parser.add_argument("--num-ranks", type=int, default=2)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rank", type=int, default=32, help="of the LoRA")
-    parser.add_argument("--num-rollout-steps", type=int, default=10)
+    parser.add_argument("--num-rollout-steps", type=int, default=4)
     flags = parser.parse_args()
     method = ByGConfig(identity_warmup=0, identity_probability=0.0, num_rollout_steps=flags.num_rollout_steps)
     common = {
