@@ -33,6 +33,7 @@ def pretrain_flux(out: Path, work: Path, autoencoder_steps: int, generator_steps
     shutil.rmtree(part, ignore_errors=True)
     # half precision halves the download; what is measured below is what was stored
     generator_training.as_pipeline(model, autoencoder).to(torch.float16).save_pretrained(part)
+    _forget_paths(part)
     pipeline = FluxPipeline.from_pretrained(part, torch_dtype=torch.float32)
     figures = {
         "autoencoder": autoencoder_training.measure_autoencoder(pipeline.vae),
@@ -43,6 +44,14 @@ def pretrain_flux(out: Path, work: Path, autoencoder_steps: int, generator_steps
     shutil.rmtree(out, ignore_errors=True)
     part.rename(out)
     return figures
+
+
+def _forget_paths(folder: Path) -> None:
+    """Takes out of the settings where on this machine the parts were loaded from."""
+    for file in folder.rglob("*.json"):
+        settings = json.loads(file.read_text())
+        if isinstance(settings, dict) and settings.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def pretrain_qwen3vl(out: Path, work: Path) -> dict:
