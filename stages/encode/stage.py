@@ -210,7 +210,7 @@ class EncodeShard:
         write_texts(self.out, shard, texts, embeds)
 
     def _write_rows(self, shard: str, rows: Sequence[Row]) -> None:
-        from stages.train.data import write_pixels, write_rows
+        from stages.train.data import write_rows
 
         keys = list(dict.fromkeys(row.key for row in rows))
         positions = [keys.index(row.key) for row in rows]  # a picture with two tuples is encoded once
@@ -223,7 +223,7 @@ class EncodeShard:
         width, height = self.size
         texts = {name: [row.texts[name] for row in rows] for name in rows[0].texts}
         ids, grid = [row.id for row in rows], self.encoder.grid(height, width)
-        (write_pixels if self.config.live else write_rows)(self.out, shard, ids, arrays, texts, grid)
+        write_rows(self.out, shard, ids, arrays, texts, grid)
 
     def _images(self, rows: Sequence[Row], column: str) -> dict[str, Image.Image]:
         wanted = {row.key for row in rows}

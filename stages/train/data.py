@@ -39,7 +39,7 @@ def write_rows(
     folder: Folder,
     shard: str,
     ids: Sequence[str],
-    latents: Mapping[str, torch.Tensor],
+    arrays: Mapping[str, torch.Tensor],
     texts: Mapping[str, Sequence[str]],
     grid: tuple[int, int],
 ) -> None:
@@ -47,40 +47,17 @@ def write_rows(
 
     Args:
         shard: its name, as `rows_shard` makes it.
-        latents: packed tokens `[num_rows, N, C]` by field (`source`; `target` where pairs are known).
-        texts: a text per row, by field (`instruction`, ...), each of them in a shard of texts.
+        arrays: by field (`source`; `target` where pairs are known) packed tokens `[num_rows, N, C]`, or uint8
+            pictures `[num_rows, 3, H, W]` that are encoded while training.
+        texts: a text per row, by field (`instruction`, ...), each of them in a shard of texts unless encoded live.
         grid: (rows, columns) of the tokens of one picture, N = rows * columns.
     """
-    for name, tensor in latents.items():
-        if tensor.ndim != 3 or tensor.shape[0] != len(ids) or tensor.shape[1] != grid[0] * grid[1]:
+    for name, tensor in arrays.items():
+        tokens = tensor.ndim == 3 and tensor.shape[:2] == (len(ids), grid[0] * grid[1])
+        pictures = tensor.ndim == 4 and tensor.shape[:2] == (len(ids), 3) and tensor.dtype == torch.uint8
+        if not (tokens or pictures):
             shape = list(tensor.shape)
-            raise ValueError(f"latents {name!r} of shape {shape} don't fit {len(ids)} rows of {grid} tokens")
-    _write_rows(folder, shard, ids, latents, texts, grid)
-
-
-def write_pixels(
-    folder: Folder,
-    shard: str,
-    ids: Sequence[str],
-    pixels: Mapping[str, torch.Tensor],
-    texts: Mapping[str, Sequence[str]],
-    grid: tuple[int, int],
-) -> None:
-    """Writes one shard of rows whose pictures, uint8 `[num_rows, 3, H, W]` by field, are encoded while training."""
-    for name, tensor in pixels.items():
-        if tensor.ndim != 4 or tensor.shape[:2] != (len(ids), 3) or tensor.dtype != torch.uint8:
-            raise ValueError(f"pixels {name!r} {tensor.dtype} {list(tensor.shape)} don't fit {len(ids)} rows")
-    _write_rows(folder, shard, ids, pixels, texts, grid)
-
-
-def _write_rows(
-    folder: Folder,
-    shard: str,
-    ids: Sequence[str],
-    arrays: Mapping[str, torch.Tensor],
-    texts: Mapping[str, Sequence[str]],
-    grid: tuple[int, int],
-) -> None:
+            raise ValueError(f"{name!r} {tensor.dtype} {shape} doesn't fit {len(ids)} rows of {grid} tokens")
     _write_arrays(folder, shard, arrays, {"grid": f"{grid[0]}x{grid[1]}"})
     columns = {"id": pa.array(ids, pa.string())}
     columns |= {name: pa.array(column, pa.string()) for name, column in texts.items()}

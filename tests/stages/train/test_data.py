@@ -95,7 +95,7 @@ def test_mixed_sizes_are_refused(tmp_path):
     )
     with pytest.raises(UserError, match="mixes picture sizes"):
         EncodedData.load(tmp_path, ["source"], ["instruction"])
-    with pytest.raises(ValueError, match="don't fit 1 rows"):
+    with pytest.raises(ValueError, match="doesn't fit 1 rows"):
         write_rows(
             Folder(tmp_path),
             rows_shard(2),
