@@ -87,7 +87,7 @@ def agreement(table: pa.Table, metric: Literal["edit_success", "preservation"]) 
 
 
 _STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1b1f24;background:#fff}
+body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1b1f24;background:#fff}
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.45rem .7rem;border-bottom:1px solid #d9dee3;text-align:right;white-space:nowrap}
 th:first-child,td:first-child{text-align:left}small{color:#5b6570}tr.full td{font-weight:600}
