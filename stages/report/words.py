@@ -20,8 +20,8 @@ METHODS = {
     "byg": Method("ByG", "trained without edit pairs", "ours"),
     "np_edit": Method("NP-Edit", "trained without edit pairs", "ours"),
     "sft": Method("Supervised", "trained on true pairs", "bound"),
-    "sdedit": Method("SDEdit", "noised, then redrawn from the true target caption", "base"),
-    "regenerate": Method("Regenerate", "drawn from the true target caption", "base"),
+    "sdedit": Method("SDEdit", "redrawn, true target caption", "base"),
+    "regenerate": Method("Regenerate", "drawn, true target caption", "base"),
     "untrained": Method("Untrained", "the base model as it is", "base"),
     "copy": Method("Copy", "the source, unchanged", "base"),
 }
