@@ -1,0 +1,105 @@
+"""What the vision-language model is asked about an edit, and the right answers (NP-Edit, section 4.2, appendix E).
+
+Two questions per edit: was it done, and did the rest stay as it was? A removal is judged by the edited image alone:
+does it still have the object? Imports no torch: the templates are part of a stage's configuration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import string
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from cluster.errors import UserError
+
+_FIELDS = {
+    "edit_done": "instruction",
+    "rest_same": "instruction",
+    "has_object": "object",
+    "moved": "object",
+    "same_identity": "object",
+}
+_PAIR = (
+    "You look at edited pictures with the trained eye of an artist and retoucher. "
+    "The first image is the original, the second one is what an editor made of it.\n"
+)
+_FAILED = "\nAn edit can fail and leave the object out of the second image: the answer is No then."
+_ANSWER = "\nAnswer with one word, Yes or No."
+
+
+class QuestionTemplates(BaseModel):
+    """The words of the questions, each with the one field that it needs; the defaults are for general models."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    edit_done: str = Field(
+        _PAIR + "The editor was told: {instruction}\nDoes the second image show this change?"
+        "\nAn edit can fail and leave both images alike: the answer is No then." + _ANSWER,
+        description="was the edit done? right: Yes; {instruction}",
+    )
+    rest_same: str = Field(
+        _PAIR + "Disregard every difference that this edit brings about: {instruction}"
+        "\nApart from it, has nothing else changed from the first image to the second?" + _ANSWER,
+        description="is all the rest identical? right: Yes; {instruction}",
+    )
+    has_object: str = Field(
+        "You describe pictures with the trained eye of an artist. You see one image."
+        "\nCan this be seen in it: {object}?" + _ANSWER,
+        description="asked of the edited image alone after a removal; right: No; {object}",
+    )
+    moved: str = Field(
+        _PAIR + "This object matters: {object}\nDoes it stand in another place and in another pose in the second "
+        "image than in the first?" + _FAILED + _ANSWER,
+        description="customization: another pose and location? right: Yes; {object}",
+    )
+    same_identity: str = Field(
+        _PAIR + "This object matters: {object}\nIs it the very same one in both images, with like colors, shape and "
+        "texture?" + _FAILED + _ANSWER,
+        description="customization: the same identity? right: Yes; {object}",
+    )
+
+    @field_validator(*_FIELDS)
+    @classmethod
+    def _has_its_field(cls, text: str, info) -> str:
+        needed = _FIELDS[info.field_name]
+        found = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+        if found != {needed}:
+            raise ValueError(f"the template must hold {{{needed}}} and no other field")
+        return text
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A question about (source, edited) or about the edited image alone; `right` is True where Yes is right."""
+
+    text: str
+    images: Literal["pair", "edited"]
+    right: bool
+
+
+def local_questions(
+    edit_type: str, instruction: str, object: str | None = None, templates: QuestionTemplates = QuestionTemplates()
+) -> tuple[Question, ...]:
+    """Edit verification and identity preservation for a local edit (appendix E.1); a removal needs its `object`."""
+    if edit_type == "remove":
+        if not object:
+            raise UserError(
+                f'The removal "{instruction}" does not say which object goes, and the question about a removal asks '
+                "for that object; give the row an object, or leave removals out of the edit types."
+            )
+        done = Question(templates.has_object.format(object=object), "edited", right=False)
+    else:
+        done = Question(templates.edit_done.format(instruction=instruction), "pair", right=True)
+    return done, Question(templates.rest_same.format(instruction=instruction), "pair", right=True)
+
+
+def customization_questions(
+    object: str, templates: QuestionTemplates = QuestionTemplates()
+) -> tuple[Question, Question]:
+    """Another pose and location, and the same identity, for an object in a new scene (appendix E.2)."""
+    return (
+        Question(templates.moved.format(object=object), "pair", right=True),
+        Question(templates.same_identity.format(object=object), "pair", right=True),
+    )
