@@ -30,7 +30,7 @@ from stages.starter.stages import (
     make_pairs,
     make_scenes,
 )
-from stages.train.stage import TrainByGConfig, TrainSFTConfig, train, train_sources
+from stages.train.stage import TrainByGConfig, TrainNPEditConfig, TrainSFTConfig, train, train_sources
 
 # these only coordinate: the actors that they start ask for CPUs, GPUs and labels
 COORDINATE = Resources(cpus=0)
@@ -44,7 +44,7 @@ STAGES = (
     Stage("scenes", "1", make_scenes, ScenesConfig),
     Stage("ingest", "1", ingest_images, IngestConfig, ("scenes",), COORDINATE, ingest_sources),
     Stage("caption", "1", caption_images, CaptionConfig, ("ingest",), VLLM, caption_sources),
-    Stage("encode", "1", encode_tuples, EncodeConfig, ("ingest", "caption"), COORDINATE, encode_sources),
+    Stage("encode", "2", encode_tuples, EncodeConfig, ("ingest", "caption"), COORDINATE, encode_sources),
     # held-out pictures with the edits asked of them; the oracle alone reads their truth
     Stage("benchmark", "1", make_benchmark, BenchmarkConfig),
     Stage("validation", "1", make_benchmark, ValidationConfig),
@@ -57,6 +57,8 @@ STAGES = (
     Stage("edit", "1", edit_images, EditConfig, EDIT_NEEDS, COORDINATE, edit_sources),
     Stage("evaluate", "1", evaluate_edits, EvaluateConfig, ("edit", "benchmark"), VLLM, evaluate_sources),
     Stage("report", "1", write_report, ReportConfig, REPORT_NEEDS),
+    # only where it is asked for: a few-step editor trained by a vision-language model's Yes and No
+    Stage("train_np_edit", "1", train, TrainNPEditConfig, ("encode",), TRAIN, train_sources),
     # only where a profile names it as its target: ByG without one part at a time
     Stage("ablation", "1", ablate, AblationConfig, ("encode", "benchmark"), COORDINATE, ablation_sources),
 )

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from stages.train.backbones.flux import FluxEncoder
 
 TEXT_FIELDS = ("src_caption", "instruction", "tgt_caption", "reverse_instruction")
+LABEL_FIELDS = ("edit_type", "object")
+NOTHING = "do nothing"  # the instruction of NP-Edit's steps that must give the source back
 MAX_PIXELS = 50_000_000
 
 
@@ -65,12 +67,13 @@ def encode_sources(config: EncodeConfig) -> Sequence[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A training row: where its pictures stand, and its texts by field."""
+    """A training row: where its pictures stand, its texts by field, and labels that aren't encoded."""
 
     id: str
     file: str
     key: str
     texts: Mapping[str, str]
+    labels: Mapping[str, str | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +102,7 @@ def encode_pairs(inputs: Mapping[str, Artifact], config: EncodeConfig, context: 
     folder = inputs["pairs"].folder
     columns = ("pair_id", "instruction", "source_image", "target_image")
     rows = [
-        Row(row["pair_id"], file, row["pair_id"], {"instruction": row["instruction"]})
+        Row(row["pair_id"], file, row["pair_id"], {"instruction": row["instruction"]}, {})
         for file in _tables(folder, columns)
         for row in folder.read_table(file, ["pair_id", "instruction"]).to_pylist()
     ]
@@ -114,21 +117,24 @@ def tuple_rows(samples: Folder, tuples: Folder) -> Rows:
 
     Raises UserError for a tuple whose sample isn't there.
     """
-    texts_of: dict[str, list[dict[str, str]]] = {}
-    for file in _tables(tuples, ("sample_id", "outcome", *TEXT_FIELDS)):
-        for row in tuples.read_table(file, ["sample_id", "outcome", *TEXT_FIELDS]).to_pylist():
+    tuples_of: dict[str, list[tuple[dict, dict]]] = {}
+    columns = ("sample_id", "outcome", *TEXT_FIELDS, *LABEL_FIELDS)
+    for file in _tables(tuples, columns):
+        for row in tuples.read_table(file, list(columns)).to_pylist():
             if row["outcome"] == "ok":
-                texts_of.setdefault(row["sample_id"], []).append({name: row[name] for name in TEXT_FIELDS})
+                texts = {name: row[name] for name in TEXT_FIELDS} | {"nothing": NOTHING}
+                labels = {name: row[name] for name in LABEL_FIELDS}
+                tuples_of.setdefault(row["sample_id"], []).append((texts, labels))
     rows = []
     for file in _tables(samples, ("sample_id", "outcome", "image")):
         for sample in samples.read_table(file, ["sample_id", "outcome"]).to_pylist():
             sample_id = sample["sample_id"]
             if sample["outcome"] == "ok":
-                for number, texts in enumerate(texts_of.pop(sample_id, ())):
-                    rows.append(Row(f"{sample_id}-{number}" if number else sample_id, file, sample_id, texts))
-    if texts_of:
+                for number, found in enumerate(tuples_of.pop(sample_id, ())):
+                    rows.append(Row(f"{sample_id}-{number}" if number else sample_id, file, sample_id, *found))
+    if tuples_of:
         raise UserError(
-            f"encode: the tuple of sample {next(iter(texts_of))!r} (and {len(texts_of) - 1} more) has no "
+            f"encode: the tuple of sample {next(iter(tuples_of))!r} (and {len(tuples_of) - 1} more) has no "
             f"sample in {samples.url}. Make both anew with --from ingest."
         )
     return Rows(samples, "sample_id", {"source": "image"}, rows)
@@ -222,8 +228,9 @@ class EncodeShard:
             arrays[field] = (_pixels(wanted) if self.config.live else self._encode_images(wanted))[positions]
         width, height = self.size
         texts = {name: [row.texts[name] for row in rows] for name in rows[0].texts}
+        labels = {name: [row.labels[name] for row in rows] for name in rows[0].labels}
         ids, grid = [row.id for row in rows], self.encoder.grid(height, width)
-        write_rows(self.out, shard, ids, arrays, texts, grid)
+        write_rows(self.out, shard, ids, arrays, texts, grid, labels)
 
     def _images(self, rows: Sequence[Row], column: str) -> dict[str, Image.Image]:
         wanted = {row.key for row in rows}

@@ -42,6 +42,7 @@ def write_rows(
     arrays: Mapping[str, torch.Tensor],
     texts: Mapping[str, Sequence[str]],
     grid: tuple[int, int],
+    labels: Mapping[str, Sequence[str | None]] | None = None,
 ) -> None:
     """Writes one shard of rows.
 
@@ -51,6 +52,7 @@ def write_rows(
             pictures `[num_rows, 3, H, W]` that are encoded while training.
         texts: a text per row, by field (`instruction`, ...), each of them in a shard of texts unless encoded live.
         grid: (rows, columns) of the tokens of one picture, N = rows * columns.
+        labels: a word or two per row, by field (`edit_type`, ...), that no encoder reads.
     """
     for name, tensor in arrays.items():
         tokens = tensor.ndim == 3 and tensor.shape[:2] == (len(ids), grid[0] * grid[1])
@@ -60,7 +62,7 @@ def write_rows(
             raise ValueError(f"{name!r} {tensor.dtype} {shape} doesn't fit {len(ids)} rows of {grid} tokens")
     _write_arrays(folder, shard, arrays, {"grid": f"{grid[0]}x{grid[1]}"})
     columns = {"id": pa.array(ids, pa.string())}
-    columns |= {name: pa.array(column, pa.string()) for name, column in texts.items()}
+    columns |= {name: pa.array(column, pa.string()) for name, column in {**texts, **(labels or {})}.items()}
     folder.write_table(shard, pa.table(columns))
 
 
@@ -87,7 +89,7 @@ def _arrays_of(shard: str) -> str:
 
 @dataclasses.dataclass
 class Rows:
-    """The rows of a folder: ids, texts by field, and arrays by field that stay memory-mapped."""
+    """The rows of a folder: ids, texts and labels by field, and arrays by field that stay memory-mapped."""
 
     ids: list[str]
     grid: tuple[int, int]
@@ -96,27 +98,34 @@ class Rows:
     """A memory-mapped tensor per shard, by field."""
     places: list[tuple[int, int]]
     """(shard, row in it) of each row's arrays."""
+    labels: dict[str, list[str | None]]
 
     @classmethod
-    def load(cls, path: Path, arrays: Sequence[str], texts: Sequence[str]) -> Rows:
+    def load(cls, path: Path, arrays: Sequence[str], texts: Sequence[str], labels: Sequence[str] = ()) -> Rows:
         """Opens these fields. Raises UserError for a missing or damaged file or field, or grids that differ."""
-        found = cls([], (0, 0), {name: [] for name in texts}, {name: [] for name in arrays}, [])
+        empty = [{name: [] for name in names} for names in (texts, arrays, labels)]
+        found = cls([], (0, 0), empty[0], empty[1], [], empty[2])
         grids: set[str] = set()
-        for number, (file, table) in enumerate(_shards(path, "rows", ["id", *texts])):
+        for number, (file, table) in enumerate(_shards(path, "rows", list(dict.fromkeys(["id", *texts, *labels])))):
             found.ids += table["id"].to_pylist()
             found.places += [(number, row) for row in range(len(table))]
             opened, metadata = _open_arrays(file, len(table), arrays)
             for name, tensor in opened.items():
                 found.shards[name].append(tensor)
             grids.add(metadata.get("grid", ""))
-            for name in texts:
-                found.texts[name] += table[name].to_pylist()
+            for columns in (found.texts, found.labels):
+                for name, column in columns.items():
+                    column += table[name].to_pylist()
         if len(grids) != 1:
             sizes = ", ".join(sorted(grids))
             raise UserError(f"The encoded data in {path} mixes picture sizes ({sizes} tokens).")
         height, _, width = grids.pop().partition("x")
         found.grid = int(height), int(width)
         return found
+
+    def labels_of(self, rows: Sequence[int]) -> dict[str, list[str | None]]:
+        """The labels of these rows, by field."""
+        return {name: [column[row] for row in rows] for name, column in self.labels.items()}
 
     def arrays_of(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         """The arrays of these rows, `[B, ...]`, by field."""
@@ -141,8 +150,10 @@ class EncodedData:
     text_places: list[tuple[int, int]]
 
     @classmethod
-    def load(cls, path: Path, latents: Sequence[str], texts: Sequence[str]) -> EncodedData:
-        """Opens the fields `latents` and `texts` of a local folder.
+    def load(
+        cls, path: Path, latents: Sequence[str], texts: Sequence[str], labels: Sequence[str] = ()
+    ) -> EncodedData:
+        """Opens the fields `latents`, `texts` and `labels` of a local folder.
 
         Raises UserError for a missing or damaged file or field, a text that isn't encoded, grids that differ.
         """
@@ -157,7 +168,7 @@ class EncodedData:
             for name, tensor in arrays.items():
                 embeds.setdefault(name, []).append(tensor)
 
-        rows = Rows.load(path, latents, texts)
+        rows = Rows.load(path, latents, texts, labels)
         indices: dict[str, list[int]] = {name: [] for name in texts}
         for name, column in rows.texts.items():
             for row, text in enumerate(column):
@@ -181,7 +192,7 @@ class EncodedData:
         for field, indices in self.texts.items():
             places = [self.text_places[indices[row]] for row in rows]
             texts[field] = {name: _taken(shards, places).to(device, dtype) for name, shards in self.embeds.items()}
-        return Batch([self.ids[row] for row in rows], latents, texts)
+        return Batch([self.ids[row] for row in rows], latents, texts, self.latents.labels_of(rows))
 
 
 def _shards(path: Path, kind: str, columns: list[str]) -> list[tuple[Path, pa.Table]]:

@@ -1,4 +1,4 @@
-"""The training loop: one frozen base, the student's LoRA and its average, one optimizer, any number of ranks.
+"""The training loop: one frozen base, the LoRAs that a method trains, the student's average, any number of ranks.
 
 Everything that a step does is a function of (seed, step, state): the rows, every draw, the arithmetic. So a
 run that was cut anywhere and goes on ends as one that was not, and ranks change only the order of sums.
@@ -6,6 +6,7 @@ run that was cut anywhere and goes on ends as one that was not, and ranks change
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from types import ModuleType
@@ -18,12 +19,12 @@ from stages.train.adapters import Adapter, Adapters
 from stages.train.backbones import flux
 from stages.train.data import BatchOrder, EncodedData
 from stages.train.live import LiveData
-from stages.train.methods import byg, sft
-from stages.train.roles import Batch, Draws, Roles, TextEmbeds
+from stages.train.methods import byg, np_edit, sft
+from stages.train.roles import Batch, Draws, Judge, Roles, TextEmbeds
 from stages.train.settings import TrainConfig
 from stages.train.sharding import load_root
 
-METHODS: dict[str, ModuleType] = {"byg": byg, "sft": sft}
+METHODS: dict[str, ModuleType] = {"byg": byg, "np_edit": np_edit, "sft": sft}
 
 
 class TrainingDiverged(UserError):
@@ -46,9 +47,12 @@ class Trainer:
         config: `batch_size` must be a multiple of the number of ranks.
         data: the encoded rows with the method's fields.
         device: of this rank.
+        judge: for a method that asks one.
     """
 
-    def __init__(self, config: TrainConfig, data: EncodedData | LiveData, device: torch.device) -> None:
+    def __init__(
+        self, config: TrainConfig, data: EncodedData | LiveData, device: torch.device, judge: Judge | None = None
+    ) -> None:
         self.rank, self.world_size = 0, 1
         if dist.is_initialized():
             self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
@@ -65,24 +69,20 @@ class Trainer:
 
         self.root, self.transformer = load_root(config, device)
         self.adapters = Adapters(self.transformer)
-        self.student = self._new_adapter("student")
-        self.student.require_gradient()
-        self.ema = self._new_adapter("ema")
-        self.student.flat.grad = self.student.gradient
-        self.optimizer = torch.optim.AdamW(
-            [self.student.flat],
-            lr=config.learning_rate,
-            betas=config.betas,
-            eps=1e-8,
-            weight_decay=config.weight_decay,
-            foreach=False,
-        )
+        self.trained: dict[str, Adapter] = {}
+        self.optimizers: dict[str, torch.optim.AdamW] = {}
+        for name in self.method.TRAINED:
+            self.trained[name], self.optimizers[name] = self._new_trained(name)
+        self.student, self.ema = self.trained["student"], self._new_adapter("ema")
         self.roles = Roles(
             student=self.role("student"),
             rollout=self.role("ema"),
             frozen=self.role(None),
-            backward=lambda loss: self.adapters.backward(loss, "student"),
+            backward=self._backward,
+            auxiliary=self.role("auxiliary") if "auxiliary" in self.trained else None,
+            judge=judge,
         )
+        self._touched: list[str] = []  # the adapters that this step has trained
         self.step = 0
         """Steps done."""
         self.history: list[tuple[int, str, float]] = []
@@ -91,6 +91,30 @@ class Trainer:
     def _new_adapter(self, name: str) -> Adapter:
         config = self.config
         return self.adapters.add(name, config.rank, config.lora_alpha, flux.LORA_TARGETS, config.seed)
+
+    def _new_trained(self, name: str) -> tuple[Adapter, torch.optim.AdamW]:
+        adapter, config = self._new_adapter(name), self.config
+        adapter.require_gradient()
+        adapter.flat.grad = adapter.gradient
+        optimizer = torch.optim.AdamW(
+            [adapter.flat],
+            lr=config.learning_rate,
+            betas=config.betas,
+            eps=1e-8,
+            weight_decay=config.weight_decay,
+            foreach=False,
+        )
+        moments = {name: torch.zeros_like(adapter.flat) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[adapter.flat] = {"step": torch.zeros(())} | moments
+        return adapter, optimizer
+
+    def _backward(self, loss: torch.Tensor, name: str = "student") -> None:
+        """The student's loss is refused under another adapter; any other adapter's brings its own with it."""
+        if name not in self._touched:
+            self._touched.append(name)
+        own = contextlib.nullcontext() if name == "student" else self.adapters.use(name)
+        with own:
+            self.adapters.backward(loss, name)
 
     def role(self, adapter: str | None) -> Callable[..., torch.Tensor]:
         """The base under one adapter, as a velocity."""
@@ -131,7 +155,9 @@ class Trainer:
         rows = self.order.rows(step)
         batch = self.batch(rows[self.my_rows])
         draws = Draws(config.seed, step, config.batch_size, self.my_rows)
-        self.student.gradient.zero_()
+        for adapter in self.trained.values():
+            adapter.gradient.zero_()
+        self._touched.clear()
         figures: dict[str, torch.Tensor] = {}
 
         def work() -> None:
@@ -140,16 +166,19 @@ class Trainer:
 
         self.run(work)
         values = self._reduced(figures)
-        norm = self.student.gradient.norm().item()
-        values["gradient_norm"] = norm
-        if not all(map(math.isfinite, values.values())) or norm > config.stop_gradient_norm:
+        norms = {name: self.trained[name].gradient.norm().item() for name in self._touched}
+        values |= {_norm_of(name): norm for name, norm in norms.items()}
+        if not all(map(math.isfinite, values.values())) or max(norms.values()) > config.stop_gradient_norm:
             raise TrainingDiverged(step, values, self.batch(rows), config.stop_gradient_norm)
-        if norm > config.max_gradient_norm:
-            self.student.gradient.mul_(config.max_gradient_norm / norm)
-        self.optimizer.param_groups[0]["lr"] = self.learning_rate
-        with torch.no_grad():
-            self.optimizer.step()
-            self.ema.flat.lerp_(self.student.flat.detach(), 1 - config.ema_decay)
+        for name, norm in norms.items():
+            if norm > config.max_gradient_norm:
+                self.trained[name].gradient.mul_(config.max_gradient_norm / norm)
+            self.optimizers[name].param_groups[0]["lr"] = self.learning_rate
+            with torch.no_grad():
+                self.optimizers[name].step()
+        if "student" in norms:
+            with torch.no_grad():
+                self.ema.flat.lerp_(self.student.flat.detach(), 1 - config.ema_decay)
         self.step += 1
         self.history += [(self.step, name, value) for name, value in values.items()]
         return values
@@ -166,7 +195,7 @@ class Trainer:
         return config.learning_rate * rise * fall
 
     def _reduced(self, figures: dict[str, torch.Tensor]) -> dict[str, float]:
-        """Averages the gradient over the ranks, in place, and the figures.
+        """Averages the gradients over the ranks, in place, and the figures.
 
         A rank's loss is a mean over its own rows, so the norms of gradients at its output add up in
         squares, each rank's part a share of the global mean.
@@ -177,24 +206,23 @@ class Trainer:
             is_norm = torch.tensor([name.startswith("gradient_") for name in names], device=values.device)
             values = values / self.world_size
             values = torch.where(is_norm, values.square(), values)
-            dist.all_reduce(self.student.gradient)
+            for name in self._touched:
+                dist.all_reduce(self.trained[name].gradient)
+                self.trained[name].gradient.div_(self.world_size)
             dist.all_reduce(values)
-            self.student.gradient.div_(self.world_size)
             values = torch.where(is_norm, values.sqrt(), values)
         return dict(zip(names, values.tolist(), strict=True))
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """All that changes from step to step, by `<part>/<path of the LoRA tensor>`; views, in float32."""
-        moments = self.optimizer.state[self.student.flat]
-        if not moments:  # AdamW makes them at its first step
-            moments = dict.fromkeys(("exp_avg", "exp_avg_sq"), torch.zeros_like(self.student.flat))
-        parts = {
-            "student": self.student.flat.detach(),
-            "ema": self.ema.flat,
-            "exp_avg": moments["exp_avg"],
-            "exp_avg_sq": moments["exp_avg_sq"],
-        }
-        return {
+        parts = {"ema": self.ema.flat}
+        steps = {}
+        for name, adapter in self.trained.items():
+            moments = self.optimizers[name].state[adapter.flat]
+            before = "" if name == "student" else f"{name}_"
+            parts |= {name: adapter.flat.detach()} | {f"{before}{m}": moments[m] for m in ("exp_avg", "exp_avg_sq")}
+            steps[f"{name}/num_updates"] = moments["step"]
+        return steps | {
             f"{part}/{path}": view
             for part, flat in parts.items()
             for path, view in Adapter.views(flat, self.student.shapes).items()
@@ -202,11 +230,6 @@ class Trainer:
 
     def load_state(self, tensors: dict[str, torch.Tensor], step: int, history: list[tuple[int, str, float]]) -> None:
         """Goes on from a state that `state_tensors` gave after `step` steps."""
-        self.optimizer.state[self.student.flat] = {
-            "step": torch.tensor(float(step)),
-            "exp_avg": torch.zeros_like(self.student.flat),
-            "exp_avg_sq": torch.zeros_like(self.student.flat),
-        }
         with torch.no_grad():
             for name, view in self.state_tensors().items():
                 view.copy_(tensors[name])
@@ -218,6 +241,10 @@ class Trainer:
             for adapter in (self.student, self.ema):
                 for path, tensor in adapter.tensors.items():
                     tensor.copy_(lora[path])
+
+
+def _norm_of(adapter: str) -> str:
+    return "gradient_norm" if adapter == "student" else f"gradient_norm_{adapter}"
 
 
 def means(history: list[tuple[int, str, float]], first: int, last: int) -> dict[str, float]:

@@ -33,7 +33,14 @@ class LiveData:
     encoder: FluxEncoder
 
     @classmethod
-    def load(cls, path: Path, latents: Sequence[str], texts: Sequence[str], device: torch.device | str) -> LiveData:
+    def load(
+        cls,
+        path: Path,
+        latents: Sequence[str],
+        texts: Sequence[str],
+        device: torch.device | str,
+        labels: Sequence[str] = (),
+    ) -> LiveData:
         """Opens a folder with a `live.json`. Raises UserError if the folder or its model can't be read."""
         from stages.train.backbones.flux import FluxEncoder
         from stages.train.backbones.models import loading, resolved_model
@@ -46,7 +53,7 @@ class LiveData:
             raise UserError(f"{path / MARKER} can't be read ({error}). Make it anew with --force encode.") from None
         with loading(model, "encode.model"):
             encoder = FluxEncoder(resolved_model(model), str(device), dtype, max_text_tokens)
-        return cls(Rows.load(path, latents, texts), encoder)
+        return cls(Rows.load(path, latents, texts, labels), encoder)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -70,13 +77,13 @@ class LiveData:
         for field, column in columns.items():
             places = [unique.index(text) for text in column]
             texts[field] = {name: tensor[places] for name, tensor in embeds.items()}
-        return Batch([self.rows.ids[row] for row in rows], latents, texts)
+        return Batch([self.rows.ids[row] for row in rows], latents, texts, self.rows.labels_of(rows))
 
 
 def open_data(
-    path: Path, latents: Sequence[str], texts: Sequence[str], device: torch.device | str
+    path: Path, latents: Sequence[str], texts: Sequence[str], device: torch.device | str, labels: Sequence[str] = ()
 ) -> EncodedData | LiveData:
     """The training data of a folder that `encode` made, encoded before or while training."""
     if (path / MARKER).exists():
-        return LiveData.load(path, latents, texts, device)
-    return EncodedData.load(path, latents, texts)
+        return LiveData.load(path, latents, texts, device, labels)
+    return EncodedData.load(path, latents, texts, labels)

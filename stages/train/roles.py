@@ -22,11 +22,12 @@ class Velocity(Protocol):
 
 @dataclasses.dataclass
 class Batch:
-    """Encoded rows: `latents` by field, `[B, N, C]`, and `texts` by field."""
+    """Encoded rows: `latents` by field, `[B, N, C]`, `texts` by field, and `labels`, plain words by field."""
 
     ids: list[str]
     latents: dict[str, torch.Tensor]
     texts: dict[str, TextEmbeds]
+    labels: dict[str, list[str | None]] = dataclasses.field(default_factory=dict)
 
 
 class Draws:
@@ -53,18 +54,38 @@ class Draws:
         """One coin for the whole step: every rank sees the same side."""
         return bool(torch.rand((), generator=self.generator) < probability)
 
+    def choice(self, num: int) -> int:
+        """One of `num` for the whole step, the same on every rank."""
+        return int(torch.randint(num, (), generator=self.generator))
+
+
+class Judge(Protocol):
+    """A frozen vision-language model that looks at decoded edits: its loss per row, `[B]`, and its share of right
+    answers; gradients reach the `edited` tokens `[B, N, C]`."""
+
+    def __call__(self, edited: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+class Backward(Protocol):
+    """Backpropagates a loss into one of the trained adapters."""
+
+    def __call__(self, loss: torch.Tensor, name: str = "student") -> None: ...
+
 
 @dataclasses.dataclass
 class Roles:
     """The networks: the `student` is trained, `rollout` is what samples (its EMA), `frozen` the pretrained base.
 
-    `backward` backpropagates a loss of the student's.
+    A method that names it in its TRAINED has an `auxiliary` too, trained beside the student; one with
+    JUDGED has a `judge`.
     """
 
     student: Velocity
     rollout: Velocity
     frozen: Velocity
-    backward: Callable[[torch.Tensor], None]
+    backward: Backward
+    auxiliary: Velocity | None = None
+    judge: Judge | None = None
 
 
 def joined(texts: list[TextEmbeds]) -> TextEmbeds:

@@ -8,7 +8,8 @@ from pydantic import Field
 
 from cluster.config import StageConfig, runtime
 from stages.train.backbones.models import Device, Dtype
-from stages.train.methods.settings import ByGConfig, SFTConfig
+from stages.train.methods.settings import ByGConfig, NPEditConfig, SFTConfig
+from stages.train.vlm.questions import QuestionTemplates
 
 
 class TrainConfig(StageConfig):
@@ -77,3 +78,14 @@ class TrainSFTConfig(TrainConfig):
 
     method: Literal["sft"] = "sft"
     sft: SFTConfig = SFTConfig()
+
+
+class TrainNPEditConfig(TrainConfig):
+    """NP-Edit, on the rows of `encode`; a step is one update, of the student or of the auxiliary model."""
+
+    method: Literal["np_edit"] = "np_edit"
+    np_edit: NPEditConfig = NPEditConfig()
+    vlm: str = Field("stages/starter/models/qwen3vl", description="the judge: a Qwen-VL's or LLaVA-OneVision's folder")
+    vlm_dtype: Dtype = "float32"
+    questions: QuestionTemplates = QuestionTemplates()
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="of the average that is exported; 0: the student itself")

@@ -14,17 +14,18 @@ from cluster.dag import Context
 from cluster.errors import UserError
 from cluster.folder import Folder
 from stages.train.backbones.models import model_sources
-from stages.train.settings import TrainByGConfig, TrainConfig, TrainSFTConfig
+from stages.train.settings import TrainByGConfig, TrainConfig, TrainNPEditConfig, TrainSFTConfig
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TrainByGConfig", "TrainConfig", "TrainSFTConfig", "train", "train_sources"]
+__all__ = ["TrainByGConfig", "TrainConfig", "TrainNPEditConfig", "TrainSFTConfig", "train", "train_sources"]
 
 
 def train_sources(config: TrainConfig) -> Sequence[str]:
     """The outside files whose content belongs to the stage's fingerprint."""
-    return [*model_sources(config.model), *([config.init_adapter] if config.init_adapter else [])]
+    judge = model_sources(config.vlm) if isinstance(config, TrainNPEditConfig) else []
+    return [*model_sources(config.model), *judge, *([config.init_adapter] if config.init_adapter else [])]
 
 
 def train(inputs: Mapping[str, Artifact], config: TrainConfig, context: Context) -> None:
@@ -74,8 +75,8 @@ class TrainRank:
 
         config, context = self.config, self.context
         method = METHODS[config.method]
-        data = open_data(self.encoded.local(), method.LATENTS, method.TEXTS, device)
-        trainer = Trainer(config, data, device)
+        data = open_data(self.encoded.local(), method.LATENTS, method.TEXTS, device, method.LABELS)
+        trainer = Trainer(config, data, device, load_judge(config, data.grid, device))
         checkpoints = Checkpoints(Folder(context.scratch / "checkpoints"), identity_of(config))
         if not resume(trainer, checkpoints, context) and config.init_adapter:
             shapes = trainer.student.shapes
@@ -150,6 +151,15 @@ class TrainRank:
         if tracker:
             params = {"method": self.config.method, "rank": self.config.rank, **figures["final"]}
             tracker.register_adapter(self.context.out.local("adapter"), self.context.stage, params)
+
+
+def load_judge(config: TrainConfig, grid: tuple[int, int], device: torch.device) -> Any:
+    """The judge of a method that asks one, for pictures of `grid` tokens; else None."""
+    if not isinstance(config, TrainNPEditConfig) or not config.np_edit.vlm:
+        return None
+    from stages.train.vlm.judge import EditJudge
+
+    return EditJudge.load(config, grid, str(device))
 
 
 def identity_of(config: TrainConfig) -> dict[str, Any]:

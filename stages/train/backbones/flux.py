@@ -109,13 +109,17 @@ class FluxEncoder:
         batch, channels, height, width = latents.shape
         return self.pipeline._pack_latents(latents, batch, channels, height, width)
 
-    @torch.no_grad()
-    def decode_pixels(self, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Packed tokens to pixels in [0, 1], `[B, 3, height, width]`."""
+    def decode(self, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Packed tokens to pixels in [0, 1], `[B, 3, height, width]`; gradients go through."""
         vae = self.pipeline.vae
         latents = self.pipeline._unpack_latents(tokens, height, width, self.pipeline.vae_scale_factor)
         latents = latents / vae.config.scaling_factor + vae.config.shift_factor
         return (vae.decode(latents.to(self.dtype), return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def decode_pixels(self, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """The same, without gradients."""
+        return self.decode(tokens, height, width)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens for a picture of `height` x `width` pixels."""

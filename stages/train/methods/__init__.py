@@ -1,1 +1,1 @@
-"""One file a method: its roles, its losses, its data needs. No method knows Ray, MLflow or files."""
+"""One file a method: what it trains, its losses, its data needs. No method knows Ray, MLflow or files."""

@@ -14,8 +14,10 @@ from stages.train import flow
 from stages.train.methods.settings import ByGConfig
 from stages.train.roles import Batch, Draws, Roles, joined
 
+TRAINED = ("student",)
 LATENTS = ("source",)
 TEXTS = ("src_caption", "tgt_caption", "instruction", "reverse_instruction")
+LABELS = ()
 
 
 def rollout(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class ByGConfig(BaseModel):
@@ -37,3 +37,33 @@ class SFTConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     shift: float = Field(1.0, gt=0, description="shift of the times towards noise")
+
+
+class NPEditConfig(BaseModel):
+    """NP-Edit's settings; the ablations of the paper's table 3 are one field each."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    vlm: bool = Field(True, description="the judge's loss (eq. 4)")
+    dmd: bool = Field(True, description="distribution matching (eq. 5)")
+    identity_question: bool = Field(True, description="ask also whether the rest is the same")
+    vocabulary: bool = Field(False, description="cross-entropy over all words in the place of Yes against No")
+
+    lambda_vlm: float = Field(0.01, ge=0)
+    lambda_dmd: float = Field(0.5, ge=0)
+    identity_warmup: int = Field(250, ge=0, description="steps of reconstruction at the start")
+    num_auxiliary_updates: int = Field(10, ge=1, description="steps of the auxiliary model to each of the student")
+    single_step_turns: int = Field(4000, ge=0, description="the student's steps before it is unrolled twice")
+    times: tuple[float, ...] = Field(
+        (0.25, 0.5, 0.75, 1.0), min_length=1, description="where the second step starts; 1: there is none"
+    )
+    through_both_steps: bool = Field(True, description="gradient through the first of two steps as well")
+    nothing_probability: float = Field(0.01, ge=0, le=1, description='of "do nothing" at the student\'s steps')
+    dmd_shift: float = Field(1.0, gt=0, description="shift of the times of DMD towards noise")
+
+    @field_validator("times")
+    @classmethod
+    def _are_times(cls, times: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < t <= 1 for t in times):
+            raise ValueError("times lie above 0 and are at most 1")
+        return times

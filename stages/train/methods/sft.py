@@ -8,8 +8,10 @@ from stages.train import flow
 from stages.train.methods.settings import SFTConfig
 from stages.train.roles import Batch, Draws, Roles
 
+TRAINED = ("student",)
 LATENTS = ("source", "target")
 TEXTS = ("instruction",)
+LABELS = ()
 
 
 def step(config: SFTConfig, roles: Roles, batch: Batch, draws: Draws, index: int) -> dict[str, torch.Tensor]:

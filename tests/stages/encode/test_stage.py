@@ -45,7 +45,7 @@ def sample(index, outcome="ok", size=(32, 32)):
 
 def training_tuple(index, outcome="ok", instruction=None):
     texts = ("a circle", instruction or f"make it {index}", "a square", "undo")
-    row = {"sample_id": f"sample{index}", "outcome": outcome, "edit_type": "color", "attempts": 1}
+    row = {"sample_id": f"sample{index}", "outcome": outcome, "edit_type": "color", "object": None, "attempts": 1}
     return row | dict(zip(FIELDS, texts, strict=True))
 
 
@@ -98,10 +98,10 @@ def test_ok_rows_are_joined_and_encoded_once(tmp_path, tiny_flux, work):
     for name in context.out.sub("rows").list(".safetensors"):  # no target among them
         assert set(load(context.out.sub("rows").read_bytes(name))) == {"source"}
         columns = context.out.sub("rows").read_table(name.replace(".safetensors", ".parquet")).column_names
-        assert set(columns) == {"id", *FIELDS}
+        assert set(columns) == {"id", *FIELDS, "nothing", "edit_type", "object"}
     tables = [context.out.sub("texts").read_table(f"{index:05d}.parquet") for index in range(3)]
     texts = [text for table in tables for text in table["text"].to_pylist()]
-    assert texts == ["a circle", "a square", "make it 0", "make it 3", "make it 4", "make it big", "undo"]
+    assert texts == ["a circle", "a square", "do nothing", "make it 0", "make it 3", "make it 4", "make it big", "undo"]
 
     encoder = load_encoder(EncodeConfig(model=str(tiny_flux)))
     batch = data.batch(range(4))

@@ -11,13 +11,15 @@ import pytest
 import torch
 
 from cluster.folder import Folder
+from stages.starter import vlm_questions
 from stages.train.data import EncodedData, rows_shard, texts_shard, write_rows, write_texts
-from stages.train.methods import byg, sft
-from stages.train.settings import TrainByGConfig, TrainSFTConfig
+from stages.train.methods import byg, np_edit, sft
+from stages.train.settings import TrainByGConfig, TrainNPEditConfig, TrainSFTConfig
+from stages.train.vlm.questions import QuestionTemplates
 
 GRID = (2, 2)
 NUM_ROWS = 10
-FIELDS = ("src_caption", "tgt_caption", "instruction", "reverse_instruction")
+FIELDS = ("src_caption", "tgt_caption", "instruction", "reverse_instruction", "nothing")
 
 
 @pytest.fixture(autouse=True)
@@ -56,13 +58,24 @@ def encoded_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for shard, rows in enumerate((range(6), range(6, NUM_ROWS))):
         latents = {name: torch.randn(len(rows), 4, 64, generator=draw) for name in ("source", "target")}
         columns = {name: [texts[(3 * row + place) % 7] for row in rows] for place, name in enumerate(FIELDS)}
-        write_rows(folder, rows_shard(shard), [f"row{row}" for row in rows], latents, columns, GRID)
+        removals = [row % 3 == 0 for row in rows]
+        labels = {
+            "edit_type": ["remove" if is_removal else "color" for is_removal in removals],
+            "object": ["red circle" if is_removal else None for is_removal in removals],
+        }
+        ids = [f"row{row}" for row in rows]
+        write_rows(folder, rows_shard(shard), ids, latents, columns, GRID, labels)
     return path
 
 
 @pytest.fixture
 def data(encoded_folder: Path) -> EncodedData:
     return EncodedData.load(encoded_folder, sft.LATENTS, byg.TEXTS)
+
+
+@pytest.fixture
+def labelled_data(encoded_folder: Path) -> EncodedData:
+    return EncodedData.load(encoded_folder, np_edit.LATENTS, np_edit.TEXTS, np_edit.LABELS)
 
 
 @pytest.fixture
@@ -83,3 +96,16 @@ def byg_config(flux_folder: Path) -> TrainByGConfig:
 @pytest.fixture
 def sft_config(byg_config: TrainByGConfig) -> TrainSFTConfig:
     return TrainSFTConfig(**byg_config.model_dump(exclude={"byg", "method"}))
+
+
+@pytest.fixture
+def np_edit_config(byg_config: TrainByGConfig) -> TrainNPEditConfig:
+    """NP-Edit that warms up for a step, then gives student and auxiliary model a turn each, two of them unrolled."""
+    method = np_edit.NPEditConfig(
+        identity_warmup=1, num_auxiliary_updates=1, single_step_turns=1, times=(0.5,), nothing_probability=0
+    )
+    templates = QuestionTemplates(
+        edit_done=vlm_questions.EDIT_DONE, rest_same=vlm_questions.REST_SAME, has_object=vlm_questions.HAS_OBJECT
+    )
+    shared = byg_config.model_dump(exclude={"byg", "method"})
+    return TrainNPEditConfig(**shared, np_edit=method, questions=templates)

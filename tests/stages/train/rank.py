@@ -12,7 +12,7 @@ from stages.train.checkpoint import Checkpoints
 from stages.train.data import EncodedData
 from stages.train.engine import METHODS, Trainer
 from stages.train.settings import TrainConfig
-from stages.train.stage import identity_of
+from stages.train.stage import identity_of, load_judge
 
 
 def main(
@@ -25,8 +25,9 @@ def main(
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     method = METHODS[config.method]
-    data = EncodedData.load(encoded, method.LATENTS, method.TEXTS)
-    trainer = Trainer(config, data, torch.device("cpu"))
+    data = EncodedData.load(encoded, method.LATENTS, method.TEXTS, method.LABELS)
+    device = torch.device("cpu")
+    trainer = Trainer(config, data, device, load_judge(config, data.grid, device))
     checkpoints = Checkpoints(Folder(out), identity_of(config))
     if resume:
         step, tensors, history = checkpoints.load()

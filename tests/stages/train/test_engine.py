@@ -15,7 +15,7 @@ from stages.train.checkpoint import Checkpoints
 from stages.train.data import EncodedData
 from stages.train.engine import Trainer, TrainingDiverged, means
 from stages.train.settings import TrainByGConfig, TrainConfig
-from stages.train.stage import identity_of
+from stages.train.stage import identity_of, load_judge
 from tests.stages.train import rank
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ PROCESSES.set_forkserver_preload(
 
 
 def trained(config: TrainConfig, data: EncodedData, num_steps: int) -> Trainer:
-    trainer = Trainer(config, data, CPU)
+    trainer = Trainer(config, data, CPU, load_judge(config, data.grid, CPU))
     for _ in range(num_steps):
         trainer.train_step()
     return trainer
@@ -96,8 +96,8 @@ def test_a_run_in_two_parts_equals_one_in_one_part_to_the_bit(byg_config, data, 
     assert differences(whole.state_tensors(), second.state_tensors()) == 0
     assert whole.history == second.history
     assert (
-        whole.optimizer.state[whole.student.flat]["step"]
-        == second.optimizer.state[second.student.flat]["step"]
+        whole.optimizers["student"].state[whole.student.flat]["step"]
+        == second.optimizers["student"].state[second.student.flat]["step"]
         == 5
     )
 
@@ -165,3 +165,36 @@ def test_supervised_training_learns_the_pairs(sft_config, data):
 def test_means_are_of_the_steps_asked_for():
     history = [(1, "loss", 4.0), (2, "loss", 1.0), (2, "norm", 7.0), (3, "loss", 3.0)]
     assert means(history, 2, 3) == {"loss": 2.0, "norm": 7.0}
+
+
+def test_two_trained_adapters_on_two_ranks_equal_one_plain_process(
+    np_edit_config, labelled_data, encoded_folder, tmp_path
+):
+    settings = {"num_steps": 4, "sharding": "zero3", "persistence_threshold": 0, "num_workers": 2}
+    ranks(np_edit_config.model_copy(update=settings), encoded_folder, tmp_path, 2)
+    assert_alike(trained(np_edit_config, labelled_data, 4), tmp_path)
+
+
+def test_two_trained_adapters_go_on_to_the_bit(np_edit_config, labelled_data, tmp_path):
+    whole = trained(np_edit_config, labelled_data, 5)
+    first = trained(np_edit_config, labelled_data, 3)
+    checkpoints = Checkpoints(Folder(tmp_path), identity_of(np_edit_config))
+    checkpoints.save(first.step, first.state_tensors(), first.history)
+    second = Trainer(np_edit_config, labelled_data, CPU, first.roles.judge)
+    step, tensors, history = checkpoints.load()
+    assert (tensors["student/num_updates"], tensors["auxiliary/num_updates"]) == (2, 1)
+    second.load_state(tensors, step, history)
+    while second.step < 5:
+        second.train_step()
+    assert differences(whole.state_tensors(), second.state_tensors()) == 0
+    assert whole.history == second.history
+
+
+def test_a_turn_moves_its_own_adapter_alone(np_edit_config, labelled_data):
+    trainer = Trainer(np_edit_config, labelled_data, CPU, load_judge(np_edit_config, labelled_data.grid, CPU))
+    names = list(trainer.trained)
+    for mover in ("student", "student", "auxiliary", "student"):
+        before = {name: trainer.trained[name].flat.detach().clone() for name in names}
+        trainer.train_step()
+        moved = {name for name in names if not torch.equal(before[name], trainer.trained[name].flat)}
+        assert moved == {mover}
