@@ -209,7 +209,7 @@ class StageTracker:
         )
         try:
             self._client.log_model_artifacts(model.model_id, os.fspath(local_dir))
-        except Exception:
+        except Exception:  # whatever broke the upload goes on; the model must not look as if it were still coming
             self._client.finalize_logged_model(model.model_id, "FAILED")
             raise
         self._client.finalize_logged_model(model.model_id, "READY")
