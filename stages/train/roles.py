@@ -76,8 +76,8 @@ class Backward(Protocol):
 class Roles:
     """The networks: the `student` is trained, `rollout` is what samples (its EMA), `frozen` the pretrained base.
 
-    A method that names it in its TRAINED has an `auxiliary` too, trained beside the student; one with
-    JUDGED has a `judge`.
+    A method that names it in its TRAINED has an `auxiliary` too, trained beside the student; a method whose
+    settings ask for one has a `judge`.
     """
 
     student: Velocity

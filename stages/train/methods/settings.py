@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class ByGConfig(BaseModel):
@@ -67,3 +67,9 @@ class NPEditConfig(BaseModel):
         if not all(0 < t <= 1 for t in times):
             raise ValueError("times lie above 0 and are at most 1")
         return times
+
+    @model_validator(mode="after")
+    def _learns_from_something(self) -> NPEditConfig:
+        if not (self.vlm or self.dmd):
+            raise ValueError("without vlm and without dmd there is nothing to learn from: leave one of them on")
+        return self

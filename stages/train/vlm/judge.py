@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 
@@ -66,8 +67,8 @@ class EditJudge:
     def _asked(self, images: list[torch.Tensor], questions: list[Question]) -> tuple[torch.Tensor, torch.Tensor]:
         texts, right = [q.text for q in questions], [q.right for q in questions]
         loss = self.verifier.loss(images, texts, right, self.vocabulary)
-        # of two answers the right one is above one half where its loss is below log 2
-        return loss, (loss.detach() < 0.6931471805599453).float()
+        # the right answer has more than half of the probability where its loss is below log 2
+        return loss, (loss.detach() < math.log(2)).float()
 
 
 def _questions_about(images: str, asked: list[tuple[Question, ...]]) -> tuple[list[int], list[Question]]:

@@ -18,14 +18,11 @@ _FIELDS = {
     "edit_done": "instruction",
     "rest_same": "instruction",
     "has_object": "object",
-    "moved": "object",
-    "same_identity": "object",
 }
 _PAIR = (
     "You look at edited pictures with the trained eye of an artist and retoucher. "
     "The first image is the original, the second one is what an editor made of it.\n"
 )
-_FAILED = "\nAn edit can fail and leave the object out of the second image: the answer is No then."
 _ANSWER = "\nAnswer with one word, Yes or No."
 
 
@@ -48,16 +45,6 @@ class QuestionTemplates(BaseModel):
         "You describe pictures with the trained eye of an artist. You see one image."
         "\nCan this be seen in it: {object}?" + _ANSWER,
         description="asked of the edited image alone after a removal; right: No; {object}",
-    )
-    moved: str = Field(
-        _PAIR + "This object matters: {object}\nDoes it stand in another place and in another pose in the second "
-        "image than in the first?" + _FAILED + _ANSWER,
-        description="customization: another pose and location? right: Yes; {object}",
-    )
-    same_identity: str = Field(
-        _PAIR + "This object matters: {object}\nIs it the very same one in both images, with like colors, shape and "
-        "texture?" + _FAILED + _ANSWER,
-        description="customization: the same identity? right: Yes; {object}",
     )
 
     @field_validator(*_FIELDS)
@@ -93,13 +80,3 @@ def local_questions(
     else:
         done = Question(templates.edit_done.format(instruction=instruction), "pair", right=True)
     return done, Question(templates.rest_same.format(instruction=instruction), "pair", right=True)
-
-
-def customization_questions(
-    object: str, templates: QuestionTemplates = QuestionTemplates()
-) -> tuple[Question, Question]:
-    """Another pose and location, and the same identity, for an object in a new scene (appendix E.2)."""
-    return (
-        Question(templates.moved.format(object=object), "pair", right=True),
-        Question(templates.same_identity.format(object=object), "pair", right=True),
-    )

@@ -199,3 +199,10 @@ def test_half_the_rows_give_half_of_the_gradient():
         half = Batch(batch.ids[rows], {"source": batch.latents["source"][rows]}, texts)
         np_edit.student_step(config, roles_of(student, Net(1)), half, Draws(1, 0, NUM_ROWS, rows), 5000)
     assert torch.allclose(student.weights["x"].grad / 2, whole, rtol=1e-4, atol=1e-9)
+
+
+def test_settings_that_teach_nothing_are_refused():
+    with pytest.raises(ValueError, match="leave one of them on"):
+        NPEditConfig(vlm=False, dmd=False)
+    with pytest.raises(ValueError, match="times lie above 0"):
+        NPEditConfig(times=(0.0, 1.0))

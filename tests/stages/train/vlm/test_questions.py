@@ -2,7 +2,7 @@ import pytest
 from pydantic import ValidationError
 
 from cluster.errors import UserError
-from stages.train.vlm.questions import QuestionTemplates, customization_questions, local_questions
+from stages.train.vlm.questions import QuestionTemplates, local_questions
 
 
 def test_an_edit_is_asked_for_on_the_pair_and_so_is_the_rest():
@@ -17,12 +17,6 @@ def test_a_removal_asks_the_edited_image_alone_whether_it_has_the_object():
     assert "take the lamp away" not in gone.text and (rest.images, rest.right) == ("pair", True)
     with pytest.raises(UserError, match='"take the lamp away" does not say which object'):
         local_questions("remove", "take the lamp away")
-
-
-def test_customization_asks_for_pose_and_place_and_for_identity():
-    questions = customization_questions("a blue mug")
-    assert all((q.images, q.right) == ("pair", True) and "a blue mug" in q.text for q in questions)
-    assert len({q.text for q in questions}) == 2
 
 
 def test_templates_are_checked_when_they_are_set():
