@@ -60,9 +60,7 @@ def bare_loop(config: TrainConfig, data: Path) -> Callable[[], None]:
     method = METHODS[config.method]
     rows = EncodedData.load(data, method.LATENTS, method.TEXTS)
     batch = rows.batch(range(config.batch_size))
-    transformer = FluxTransformer2DModel.from_pretrained(
-        resolved_model(config.model), subfolder="transformer"
-    )
+    transformer = FluxTransformer2DModel.from_pretrained(resolved_model(config.model), subfolder="transformer")
     transformer.requires_grad_(False)
     adapters = Adapters(transformer)
     tensors = {}
@@ -91,9 +89,7 @@ def bare_loop(config: TrainConfig, data: Path) -> Callable[[], None]:
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
-            torch._foreach_lerp_(
-                tensors["ema"], [t.detach() for t in tensors["student"]], 1 - config.ema_decay
-            )
+            torch._foreach_lerp_(tensors["ema"], [t.detach() for t in tensors["student"]], 1 - config.ema_decay)
         count += 1
 
     return step
@@ -122,9 +118,7 @@ def medians(steps: dict[str, Callable[[], object]], num_steps: int) -> dict[str,
     return {name: statistics.median(values[2:]) for name, values in seconds.items()}
 
 
-def in_one_process(
-    data: Path, byg: TrainConfig, sft: TrainConfig, num_threads: int, num_steps: int, out: Path
-) -> None:
+def in_one_process(data: Path, byg: TrainConfig, sft: TrainConfig, num_threads: int, num_steps: int, out: Path) -> None:
     import torch
 
     torch.set_num_threads(num_threads)
@@ -149,9 +143,7 @@ def in_ranks(rank: int, port: int, config: TrainConfig, data: Path, num_steps: i
     dist.destroy_process_group()
 
 
-def measured(
-    target: Callable[..., None], arguments: list[tuple], out: Path, num_threads: int
-) -> dict[str, float]:
+def measured(target: Callable[..., None], arguments: list[tuple], out: Path, num_threads: int) -> dict[str, float]:
     """What new processes, one for each tuple of arguments, leave in `out`."""
     os.environ |= {"OMP_NUM_THREADS": str(num_threads), "DS_ACCELERATOR": "cpu"}
     context = multiprocessing.get_context("spawn")
@@ -166,9 +158,7 @@ def measured(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="stages/starter/models/flux")
     parser.add_argument("--num-steps", type=int, default=10)
     parser.add_argument("--num-ranks", type=int, default=2)

@@ -128,9 +128,7 @@ def commit(folder: Folder, **fields: Any) -> Manifest:
     sizes = {name: size for name, size in folder.sizes().items() if name != MANIFEST}
     with ThreadPoolExecutor(max_workers=1 if folder.is_local else 16) as pool:
         hashes = list(pool.map(folder.sha256, sizes))
-    files = {
-        name: FileEntry(size=sizes[name], sha256=sha256) for name, sha256 in zip(sizes, hashes, strict=True)
-    }
+    files = {name: FileEntry(size=sizes[name], sha256=sha256) for name, sha256 in zip(sizes, hashes, strict=True)}
     schemas, counted = _read_tables(folder, [name for name in sizes if name.endswith(".parquet")])
     if fields.get("rows") is None:
         fields["rows"] = counted

@@ -99,9 +99,7 @@ def read_profile(path: Path) -> Profile:
     if profile is None:
         return Profile({})
     if not isinstance(profile, dict):
-        raise RequestError(
-            f"Profile {path} must be a mapping of stage names, not a {type(profile).__name__}."
-        )
+        raise RequestError(f"Profile {path} must be a mapping of stage names, not a {type(profile).__name__}.")
     profile.pop("_about", None)
     targets = profile.pop("_targets", [])
     if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
@@ -112,9 +110,7 @@ def read_profile(path: Path) -> Profile:
     return Profile({str(stage): fields or {} for stage, fields in profile.items()}, tuple(targets))
 
 
-def apply_settings(
-    profile: Mapping[str, Mapping[str, Any]], settings: Sequence[str]
-) -> dict[str, dict[str, Any]]:
+def apply_settings(profile: Mapping[str, Mapping[str, Any]], settings: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The profile with every `stage.field=value` put in; a deeper path sets a nested field. Values are YAML.
 
     Raises RequestError for a setting that isn't of this form.
@@ -133,9 +129,7 @@ def apply_settings(
         for depth, name in enumerate(names[1:-1], start=2):
             inner = target.get(name) or {}
             if not isinstance(inner, dict):
-                raise RequestError(
-                    f"--set {setting!r}: {'.'.join(names[:depth])} is {inner!r}, it has no fields."
-                )
+                raise RequestError(f"--set {setting!r}: {'.'.join(names[:depth])} is {inner!r}, it has no fields.")
             target[name] = target = dict(inner)
         target[names[-1]] = value
     return result
@@ -175,9 +169,7 @@ def _one_line(stage: str, model: type[BaseModel], problem: Mapping[str, Any]) ->
     message = message[:1].lower() + message[1:]
     hint = ""
     if problem["type"] == "literal_error" and isinstance(problem["input"], str):
-        expected = [
-            text.strip().strip("'") for text in problem["ctx"]["expected"].replace(" or ", ",").split(",")
-        ]
+        expected = [text.strip().strip("'") for text in problem["ctx"]["expected"].replace(" or ", ",").split(",")]
         if close := difflib.get_close_matches(problem["input"], expected, n=1, cutoff=0.5):
             hint = f"; did you mean {close[0]!r}?"
     return f"{path} = {_short(problem['input'])}: {message}{hint}"

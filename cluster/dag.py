@@ -38,9 +38,7 @@ class Resources:
 
     def __post_init__(self) -> None:
         if self.label not in (None, *LABELS):
-            raise ValueError(
-                f"There is no group of machines for the label {self.label!r}; there is {LABELS}."
-            )
+            raise ValueError(f"There is no group of machines for the label {self.label!r}; there is {LABELS}.")
 
 
 @dataclass(frozen=True)

@@ -100,9 +100,7 @@ class Folder:
                 listed = self.fs.find(self.url, maxdepth=None if recursive else 1, detail=True)
             except FileNotFoundError:
                 listed = {}
-            found = {
-                path[len(base) :]: info["size"] for path, info in listed.items() if path.startswith(base)
-            }
+            found = {path[len(base) :]: info["size"] for path, info in listed.items() if path.startswith(base)}
         return {name: found[name] for name in sorted(found) if name and (hidden or not is_temporary(name))}
 
     def list(self, suffix: str = "", recursive: bool = False) -> list[str]:
@@ -117,9 +115,7 @@ class Folder:
             else:
                 listed = self.fs.ls(self.url, detail=True)
                 names = [
-                    entry["name"].rstrip("/").rsplit("/", 1)[-1]
-                    for entry in listed
-                    if entry["type"] == "directory"
+                    entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in listed if entry["type"] == "directory"
                 ]
         except FileNotFoundError:
             return []

@@ -111,8 +111,7 @@ class Journal:
             for method, metrics in figures.get("results", {}).items():
                 results.setdefault(method, {}).update(metrics)
         stages = {
-            name: {key: getattr(stage, key) for key in _SUMMARY_FIELDS}
-            for name, stage in self.run.stages.items()
+            name: {key: getattr(stage, key) for key in _SUMMARY_FIELDS} for name, stage in self.run.stages.items()
         }
         return {
             "run_id": self.run.run_id,

@@ -35,9 +35,7 @@ class Process(BaseModel):
 
     def is_dead_here(self) -> bool:
         """True only if it ran on this machine and is gone; about other machines nothing can be said."""
-        return (
-            self.host == socket.gethostname() and self.boot == _boot() and _started(self.pid) != self.started
-        )
+        return self.host == socket.gethostname() and self.boot == _boot() and _started(self.pid) != self.started
 
 
 class Holder(BaseModel):
@@ -109,9 +107,7 @@ class Lease:
     def __init__(self, folder: Folder, run_id: str, seconds: float):
         self.folder = folder
         self.owner = uuid.uuid4().hex
-        self._holder = Holder(
-            owner=self.owner, run_id=run_id, process=this_process(), time=0.0, seconds=seconds
-        )
+        self._holder = Holder(owner=self.owner, run_id=run_id, process=this_process(), time=0.0, seconds=seconds)
 
     @classmethod
     def take(cls, folder: Folder, run_id: str, seconds: float = LEASE_SECONDS) -> "Lease | None":

@@ -43,9 +43,7 @@ class Planned:
     artifact: Artifact | None = None
 
 
-def fingerprint(
-    stage: Stage, config: StageConfig, parents: Mapping[str, str], sources: Mapping[str, str]
-) -> str:
+def fingerprint(stage: Stage, config: StageConfig, parents: Mapping[str, str], sources: Mapping[str, str]) -> str:
     """16 hex digits over the stage's name and version, its identity fields, its parents and its sources'
     content.
     """

@@ -152,9 +152,7 @@ class Run:
             self._launch(name, task)
         except UserError as error:
             self._fail(name, str(error))
-        except (
-            Exception
-        ) as error:  # the code of this one stage: it can't be sent, its folder can't be written
+        except Exception as error:  # the code of this one stage: it can't be sent, its folder can't be written
             self._fail(name, f"It couldn't be started: {type(error).__name__}: {error}")
 
     def _use_existing(self, name: str) -> bool:

@@ -57,9 +57,7 @@ def open_session(run_id: str) -> Session:
         try:
             info = ray.init(address="auto", **common)
         except (ConnectionError, RuntimeError) as error:
-            raise UserError(
-                f"RAY_ADDRESS is {address!r}, but no Ray cluster answers there: {error}"
-            ) from None
+            raise UserError(f"RAY_ADDRESS is {address!r}, but no Ray cluster answers there: {error}") from None
         return Session(False, info.dashboard_url, namespace(run_id))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Workers import the project from where the driver did, whether it is installed or not.

@@ -76,9 +76,7 @@ def _local_entries(path: str) -> Iterator[tuple[str, str, int, str]]:
     """(name, path, size, stamp) of a file or of everything below a folder; hidden files are left out."""
     if os.path.isdir(path):
         for base, folders, names in os.walk(path, followlinks=True):
-            folders[:] = sorted(
-                name for name in folders if not name.startswith(".") and name != "__pycache__"
-            )
+            folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
             for name in names:
                 if not name.startswith("."):
                     whole = os.path.join(base, name)
@@ -95,10 +93,6 @@ def _remote_entries(folder: Folder) -> Iterator[tuple[str, str, int, str]]:
         name = path[len(base) + 1 :] or base.rsplit("/", 1)[-1]
         if not is_temporary(name):
             stamp = (
-                info.get("ETag")
-                or info.get("etag")
-                or info.get("md5Hash")
-                or info.get("created")
-                or info.get("mtime")
+                info.get("ETag") or info.get("etag") or info.get("md5Hash") or info.get("created") or info.get("mtime")
             )
             yield name, f"{folder.protocol}://{path}", info["size"], str(stamp)

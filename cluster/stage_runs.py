@@ -42,9 +42,7 @@ class StageRuns:
         name = planned.stage.name
         left = folder.read_text(_FILE).strip() if folder.exists(_FILE) else None
         config = planned.config.model_dump(mode="json")
-        mlflow_run_id = self._tracking.stage_run(
-            name, planned.fingerprint, config, inputs, resume_run_id=left
-        )
+        mlflow_run_id = self._tracking.stage_run(name, planned.fingerprint, config, inputs, resume_run_id=left)
         folder.write_text(_FILE, mlflow_run_id)
         self._journal.stage(name).mlflow_run_id = mlflow_run_id
         return mlflow_run_id
@@ -60,9 +58,7 @@ class StageRuns:
             if status != "KILLED":
                 folder.remove(_FILE)
         except Exception as error:  # book-keeping: the artifact is there all the same
-            self._journal.incident(
-                name, f"MLflow didn't take the end of the stage: {type(error).__name__}: {error}"
-            )
+            self._journal.incident(name, f"MLflow didn't take the end of the stage: {type(error).__name__}: {error}")
 
     def left_behind(self, folder: Folder) -> bool:
         """Whether a driver died between a stage's commit and the end of its MLflow run."""

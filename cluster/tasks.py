@@ -45,9 +45,7 @@ class Task:
         num_gpus = 0.0 if resources.label else resources.gpus
         there = ray.cluster_resources().get("GPU", 0.0) if owned and num_gpus else num_gpus
         if num_gpus > there:
-            raise UserError(
-                f"Stage {planned.stage.name} needs {num_gpus:g} GPUs; this machine has {there:g}."
-            )
+            raise UserError(f"Stage {planned.stage.name} needs {num_gpus:g} GPUs; this machine has {there:g}.")
         manifest = {
             "stage": planned.stage.name,
             "version": planned.stage.version,

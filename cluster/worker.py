@@ -74,9 +74,7 @@ def _require_lease(context: Context) -> None:
 def _outcome(error: BaseException, log: str) -> Outcome:
     import ray.exceptions as exceptions
 
-    while isinstance(
-        error, exceptions.RayTaskError
-    ):  # raised in an actor of the stage: what counts is its cause
+    while isinstance(error, exceptions.RayTaskError):  # raised in an actor of the stage: what counts is its cause
         error = error.cause
     if isinstance(error, exceptions.TaskCancelledError | Cancelled):
         return Outcome("cancelled")

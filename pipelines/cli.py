@@ -60,13 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--root", default="./runs", help="where everything is kept: a path or an fsspec URL (%(default)s)"
     )
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="STAGE.FIELD=VALUE", dest="settings"
-    )
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="STAGE.FIELD=VALUE", dest="settings")
     parser.add_argument("--only", type=_names, default=(), metavar="STAGE,...", help="run just these")
-    parser.add_argument(
-        "--from", metavar="STAGE", dest="start", help="run this one and all that follow, anew"
-    )
+    parser.add_argument("--from", metavar="STAGE", dest="start", help="run this one and all that follow, anew")
     parser.add_argument("--force", type=_names, default=(), metavar="STAGE,...", help="run these anew")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and why")
     parser.add_argument("--list", action="store_true", help="list the stages")

@@ -26,9 +26,7 @@ def duration(seconds: float) -> str:
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Columns aligned to the left, the first row being the heads."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
@@ -133,9 +131,7 @@ def final_table(summary: Mapping[str, Any]) -> str:
     for name, stage in summary["stages"].items():
         time_taken = duration(stage["seconds"]) if stage["status"] in ("ran", "failed") else ""
         count = "" if stage["rows"] is None else str(stage["rows"])
-        rows.append(
-            (name, stage["status"], time_taken, count, " ".join((stage["error"] or stage["why"]).split()))
-        )
+        rows.append((name, stage["status"], time_taken, count, " ".join((stage["error"] or stage["why"]).split())))
     return table(rows)
 
 

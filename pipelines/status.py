@@ -5,9 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-if (
-    __name__ == "__main__" and not __package__
-):  # `python pipelines/status.py` in a checkout that isn't installed
+if __name__ == "__main__" and not __package__:  # `python pipelines/status.py` in a checkout that isn't installed
     from pathlib import Path
 
     sys.path.append(str(Path(__file__).resolve().parent.parent))
@@ -25,9 +23,7 @@ _SECONDS = 2.0
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints a run's state; with --watch until it ends. Exit code 2 if there is no such run."""
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
-    parser.add_argument(
-        "--root", default="./runs", help="the root of the run: a path or an fsspec URL (%(default)s)"
-    )
+    parser.add_argument("--root", default="./runs", help="the root of the run: a path or an fsspec URL (%(default)s)")
     parser.add_argument("--run", metavar="ID", help="a run's id; the newest by default")
     parser.add_argument("--watch", action="store_true", help="go on until the run ends")
     arguments = parser.parse_args(argv)

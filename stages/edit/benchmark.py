@@ -43,9 +43,7 @@ def item_ids_of(benchmark: Folder) -> list[str]:
     return list(counts)
 
 
-def batches(
-    benchmark: Folder, item_ids: Sequence[str], batch_size: int
-) -> Iterator[tuple[list[Item], list[str]]]:
+def batches(benchmark: Folder, item_ids: Sequence[str], batch_size: int) -> Iterator[tuple[list[Item], list[str]]]:
     """These items with their metadata, in batches of pictures of one size."""
     wanted = set(item_ids)
     found: list[tuple[Item, str]] = []

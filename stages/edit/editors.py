@@ -86,9 +86,7 @@ class SDEdit:
     def edit(self, items: Sequence[Item]) -> list[Image.Image]:
         height, width, noise = _start(self.sampler, items, self.seed)
         source = self.sampler.tokens([item.image for item in items])
-        tokens = self.sampler.vary(
-            [item.tgt_caption for item in items], noise, height, width, source, self.strength
-        )
+        tokens = self.sampler.vary([item.tgt_caption for item in items], noise, height, width, source, self.strength)
         return self.sampler.pictures(tokens, height, width)
 
 

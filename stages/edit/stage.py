@@ -151,9 +151,7 @@ def _tuning_tasks(inputs: Mapping[str, Artifact], config: EditConfig) -> dict[st
     }
 
 
-def _run(
-    shards: Mapping[str, Task], adapters: Mapping[str, Folder], config: EditConfig, context: Context
-) -> None:
+def _run(shards: Mapping[str, Task], adapters: Mapping[str, Folder], config: EditConfig, context: Context) -> None:
     run_shards(
         list(shards),
         EditShard(shards, adapters, config, context.out),

@@ -10,9 +10,7 @@ import math
 
 import numpy as np
 
-MAX_PSNR = (
-    60.0  # equal pixels would be infinitely good; beyond 60 dB an 8-bit picture differs by rounding alone
-)
+MAX_PSNR = 60.0  # equal pixels would be infinitely good; beyond 60 dB an 8-bit picture differs by rounding alone
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 
 

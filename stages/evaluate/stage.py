@@ -81,9 +81,7 @@ class MeasureShard:
             return row | {"unscored": f"image: {' '.join(str(error).split())[:200]}"}
         row |= {"width": image.width, "height": image.height}
         # as GEdit-Bench does, the edit is brought to its source's size before it is compared
-        edited = np.asarray(
-            image if image.size == source.size else image.resize(source.size, Image.Resampling.LANCZOS)
-        )
+        edited = np.asarray(image if image.size == source.size else image.resize(source.size, Image.Resampling.LANCZOS))
         original = np.asarray(source)
         if "pixels" in self.metrics:
             row |= pixel_metrics(edited, original)
@@ -154,16 +152,12 @@ def _part_schema(names: Sequence[str]) -> pa.Schema:
     return pa.schema([SCORES_SCHEMA.field(name) for name in names])
 
 
-def _judge(
-    shards: Mapping[str, EditsFile], benchmark: Benchmark, config: EvaluateConfig, context: Context
-) -> None:
+def _judge(shards: Mapping[str, EditsFile], benchmark: Benchmark, config: EvaluateConfig, context: Context) -> None:
     """Asks the judge about the edits of every file that isn't done, without a pause between files."""
     pending = {shard: file for shard, file in shards.items() if not context.out.exists(shard)}
     if not pending:
         return
-    num_edits = {
-        shard: file.folder.read_table(file.name, ["item_id"]).num_rows for shard, file in pending.items()
-    }
+    num_edits = {shard: file.folder.read_table(file.name, ["item_id"]).num_rows for shard, file in pending.items()}
     rows: dict[str, list[dict[str, Any]]] = {shard: [] for shard in pending}
     place: dict[str, tuple[str, str, str]] = {}
 
@@ -190,14 +184,10 @@ def _judge(
 
     engine = get_engine(config.judge, context)
     total = sum(num_edits.values())
-    for done, judged in enumerate(
-        judge_edits(engine, to_judge(), max_attempts=config.judge_attempts), start=1
-    ):
+    for done, judged in enumerate(judge_edits(engine, to_judge(), max_attempts=config.judge_attempts), start=1):
         context.check()
         shard, item_id, method = place.pop(judged.key)
-        keep(
-            shard, {"item_id": item_id, "method": method, "judge_model": config.judge.model} | judged.columns
-        )
+        keep(shard, {"item_id": item_id, "method": method, "judge_model": config.judge.model} | judged.columns)
         context.progress(done, total, "edits judged")
 
 

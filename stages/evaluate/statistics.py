@@ -136,15 +136,11 @@ def proportion(
     items alike) Wilson's on the number of clusters, so that "0 of 40" never reads as certainty.
     """
     kept, kept_clusters = _scored(values, clusters)
-    result = bootstrap_mean(
-        kept, kept_clusters, generator, confidence=confidence, num_resamples=num_resamples
-    )
+    result = bootstrap_mean(kept, kept_clusters, generator, confidence=confidence, num_resamples=num_resamples)
     if not result.num_items:
         return result
     if result.num_clusters == result.num_items or result.mean in (0.0, 1.0):
-        low, high = wilson(
-            round(result.mean * result.num_clusters), result.num_clusters, confidence=confidence
-        )
+        low, high = wilson(round(result.mean * result.num_clusters), result.num_clusters, confidence=confidence)
         return dataclasses.replace(result, low=low, high=high)
     return result
 
@@ -169,14 +165,10 @@ def paired_difference(
     difference, clusters = _scored(difference, clusters)
     if not len(difference):
         return Difference(math.nan, math.nan, math.nan, math.nan, 0, 0)
-    interval = bootstrap_mean(
-        difference, clusters, generator, confidence=confidence, num_resamples=num_resamples
-    )
+    interval = bootstrap_mean(difference, clusters, generator, confidence=confidence, num_resamples=num_resamples)
     sums, _ = _cluster_sums(difference, clusters)
     p_value = _sign_flip_p_value(sums, generator, num_resamples)
-    return Difference(
-        interval.mean, interval.low, interval.high, p_value, interval.num_items, interval.num_clusters
-    )
+    return Difference(interval.mean, interval.low, interval.high, p_value, interval.num_items, interval.num_clusters)
 
 
 def _sign_flip_p_value(sums: np.ndarray, generator: np.random.Generator, num_resamples: int) -> float:

@@ -117,9 +117,7 @@ class ScoreColumns:
             for name in ("method", "edit_type", "item_id", "source_id")
         }
         values = {
-            metric: np.array(
-                [math.nan if v is None else v for v in scores[metric].to_pylist()], dtype=np.float64
-            )
+            metric: np.array([math.nan if v is None else v for v in scores[metric].to_pylist()], dtype=np.float64)
             for metric in METRICS
         }
         return ScoreColumns(**names, values=values)
@@ -227,9 +225,7 @@ def judge_agreement(scores: pa.Table) -> pa.Table:
     return pa.Table.from_pylist([_without_nan(row) for row in rows], AGREEMENT_SCHEMA)
 
 
-def results(
-    summary: pa.Table, methods: Sequence[str], num_expected: int
-) -> dict[str, dict[str, float | int | None]]:
+def results(summary: pa.Table, methods: Sequence[str], num_expected: int) -> dict[str, dict[str, float | int | None]]:
     """{method: {metric: mean}} for the run's summary. A metric that was not measured is None, never 0.
 
     `num_items` counts the items with a score by the oracle, or by the judge where there is no oracle.
@@ -238,9 +234,7 @@ def results(
     for method in methods:
         rows = [row for row in summary.to_pylist() if row["method"] == method]
         overall = {row["metric"]: row for row in rows if row["edit_type"] == ALL}
-        by_type = [
-            row["mean"] for row in rows if row["metric"] == "judge_overall" and row["edit_type"] != ALL
-        ]
+        by_type = [row["mean"] for row in rows if row["metric"] == "judge_overall" and row["edit_type"] != ALL]
         counted = overall.get("whole_scene_right") or overall.get("judge_overall") or {"num_items": 0}
         means[method] = {metric: overall[metric]["mean"] if metric in overall else None for metric in METRICS}
         means[method] |= {
@@ -253,6 +247,4 @@ def results(
 
 
 def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()
-    }
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}

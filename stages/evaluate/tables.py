@@ -88,13 +88,9 @@ def check_edits(files: Mapping[str, EditsFile], items: Mapping[str, Any]) -> lis
         table = file.folder.read_table(file.name, ["item_id", "method"])
         for item_id, method in zip(table["item_id"].to_pylist(), table["method"].to_pylist(), strict=True):
             if item_id not in items:
-                raise UserError(
-                    f"evaluate: {name} has an edit of {item_id!r}, which the benchmark doesn't have."
-                )
+                raise UserError(f"evaluate: {name} has an edit of {item_id!r}, which the benchmark doesn't have.")
             if other := seen.get((item_id, method)):
-                raise UserError(
-                    f"evaluate: item {item_id!r} has two edits by {method!r}, in {other} and {name}."
-                )
+                raise UserError(f"evaluate: item {item_id!r} has two edits by {method!r}, in {other} and {name}.")
             seen[item_id, method] = name
     return list(dict.fromkeys(method for _, method in seen))
 

@@ -54,9 +54,7 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # a broken file can fail anywhere in a decoder, with any exception
-        raise UndecodableImage(
-            f"corrupt: {' '.join(str(error).split())[:200] or type(error).__name__}"
-        ) from error
+        raise UndecodableImage(f"corrupt: {' '.join(str(error).split())[:200] or type(error).__name__}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

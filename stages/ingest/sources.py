@@ -140,11 +140,7 @@ def _read_parquet(
     wanted = {entry.row: entry for entry in entries}
     with folder.open(entries[0].file) as stream:
         parquet = pq.ParquetFile(stream)
-        plain = [
-            field.name
-            for field in parquet.schema_arrow
-            if field.name != image_column and _is_plain(field.type)
-        ]
+        plain = [field.name for field in parquet.schema_arrow if field.name != image_column and _is_plain(field.type)]
         first_row = 0
         for group in range(parquet.num_row_groups):
             num_rows = parquet.metadata.row_group(group).num_rows
@@ -179,15 +175,11 @@ def _from_row(values: dict[str, Any], image_column: str, max_bytes: int) -> RawI
             metadata["path"] = str(value["path"])[:1000]
         value = value.get("bytes")
         if value is None:
-            return RawImage(
-                None, metadata, "empty: the row has a path but no bytes; embed the images in the table"
-            )
+            return RawImage(None, metadata, "empty: the row has a path but no bytes; embed the images in the table")
     if value is None:
         return RawImage(None, metadata, "empty: the row has no image")
     if not isinstance(value, bytes):
-        return RawImage(
-            None, metadata, f"unreadable: column {image_column!r} holds {type(value).__name__}, not bytes"
-        )
+        return RawImage(None, metadata, f"unreadable: column {image_column!r} holds {type(value).__name__}, not bytes")
     return _bounded(value, max_bytes, metadata)
 
 

@@ -49,12 +49,8 @@ class IngestConfig(StageConfig):
         description="Folder or file, path or URL: PNG, JPEG or WebP images, Parquet files with an image "
         "column, WebDataset tars. Empty: the images of the scenes stage.",
     )
-    image_column: str = Field(
-        "image", description="The Parquet column with the images: bytes, or {bytes, path}."
-    )
-    max_pixels: int = Field(
-        50_000_000, ge=1, le=MAX_PIXELS_LIMIT, description="Larger images become dead letters."
-    )
+    image_column: str = Field("image", description="The Parquet column with the images: bytes, or {bytes, path}.")
+    max_pixels: int = Field(50_000_000, ge=1, le=MAX_PIXELS_LIMIT, description="Larger images become dead letters.")
     resize: int | None = Field(None, ge=1, description="Longest side after reduction; never enlarges.")
     shard_size: int = Field(256, ge=1, description="Entries of the source in one shard.")
     num_workers: int = runtime(2, ge=1)
@@ -182,15 +178,10 @@ def _set_duplicates_aside(out: Folder, shards: Sequence[str], context: Context) 
         if not duplicates:
             continue
         rows = out.read_table(shard).to_pylist()
-        letters = (
-            out.read_table(_dead_letters_name(shard)).to_pylist()
-            if out.exists(_dead_letters_name(shard))
-            else []
-        )
+        letters = out.read_table(_dead_letters_name(shard)).to_pylist() if out.exists(_dead_letters_name(shard)) else []
         letters = [letter for letter in letters if not letter["reason"].startswith("duplicate:")]
         letters += [
-            rows[row] | {"image": None, "outcome": "failed", "reason": reason}
-            for row, reason in duplicates.items()
+            rows[row] | {"image": None, "outcome": "failed", "reason": reason} for row, reason in duplicates.items()
         ]
         _write_dead_letters(out, shard, sorted(letters, key=lambda letter: letter["source"]))
         kept = [row for index, row in enumerate(rows) if index not in duplicates]
@@ -202,7 +193,5 @@ def _count_reasons(out: Folder) -> collections.Counter[str]:
     reasons: collections.Counter[str] = collections.Counter()
     for name in out.list(".parquet", recursive=True):
         if name.startswith("dead_letters/"):
-            reasons.update(
-                reason.split(":")[0] for reason in out.read_table(name, ["reason"])["reason"].to_pylist()
-            )
+            reasons.update(reason.split(":")[0] for reason in out.read_table(name, ["reason"])["reason"].to_pylist())
     return reasons

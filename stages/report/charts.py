@@ -42,9 +42,7 @@ def interval_mark(mean: float, low: float | None, high: float | None, maximum: f
     def x(value: float) -> str:
         return f"{2 + 96 * min(max(value / maximum, 0), 1):.2f}%"
 
-    grid = "".join(
-        f'<line class="grid" x1="{x(p)}" x2="{x(p)}" y1="0" y2="26"/>' for p in (0, maximum / 2, maximum)
-    )
+    grid = "".join(f'<line class="grid" x1="{x(p)}" x2="{x(p)}" y1="0" y2="26"/>' for p in (0, maximum / 2, maximum))
     bar = ""
     if low is not None and high is not None:
         bar = f'<line class="bar" x1="{x(low)}" x2="{x(high)}" y1="13" y2="13"/>'
@@ -125,8 +123,7 @@ def line_chart(title: str, curves: Mapping[str, Curve], *, is_share: bool = Fals
     for tick, anchor in zip(x_ticks, ("start", "end"), strict=True):
         label = f"{tick:.0f}" if tick == 0 else f"step {tick:,.0f}"
         parts.append(
-            f'<text class="tick" x="{x(tick):.1f}" y="{PLOT_HEIGHT - 6}" '
-            f'text-anchor="{anchor}">{label}</text>'
+            f'<text class="tick" x="{x(tick):.1f}" y="{PLOT_HEIGHT - 6}" text-anchor="{anchor}">{label}</text>'
         )
     for index, points in enumerate(lines.values()):
         if len(points) > 60:
@@ -184,9 +181,7 @@ def layers(nodes: Sequence[StageNode]) -> list[list[str]]:
                 before.setdefault(lane, [need])
     place: dict[str, float] = {}
     for names in result:
-        wanted = {
-            name: sum(place[other] for other in before[name]) / max(1, len(before[name])) for name in names
-        }
+        wanted = {name: sum(place[other] for other in before[name]) / max(1, len(before[name])) for name in names}
         names.sort(key=wanted.__getitem__)
         place.update({name: index - (len(names) - 1) / 2 for index, name in enumerate(names)})
     return result

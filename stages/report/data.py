@@ -76,9 +76,7 @@ class ReportData:
     nodes: list[StageNode]
     methods: list[str]
     edit_types: list[str]
-    summary: dict[
-        tuple[str, str, str], dict[str, Any]
-    ]  # (method, edit type, metric) -> mean, low, high, num_items
+    summary: dict[tuple[str, str, str], dict[str, Any]]  # (method, edit type, metric) -> mean, low, high, num_items
     comparisons: list[dict[str, Any]]
     agreement: list[dict[str, Any]]
     num_expected: int
@@ -125,9 +123,7 @@ def _read_figures(artifact: Artifact | None) -> dict[str, pa.Table]:
         "comparisons": "figures/comparisons.parquet",
         "agreement": "figures/agreement.parquet",
     }
-    return {
-        key: artifact.folder.read_table(name) for key, name in names.items() if artifact.folder.exists(name)
-    }
+    return {key: artifact.folder.read_table(name) for key, name in names.items() if artifact.folder.exists(name)}
 
 
 def _nodes(inputs: Mapping[str, Artifact], run: record.RunRecord | None, root: str) -> list[StageNode]:
@@ -143,9 +139,7 @@ def _nodes(inputs: Mapping[str, Artifact], run: record.RunRecord | None, root: s
         if artifact is not None:
             manifest = artifact.manifest
             needs = tuple(parent for parent in manifest.parents if parent in stages)
-            nodes.append(
-                StageNode(name, stage.status, manifest.seconds or stage.seconds, manifest.rows, needs)
-            )
+            nodes.append(StageNode(name, stage.status, manifest.seconds or stage.seconds, manifest.rows, needs))
         else:  # not finished: this report itself is still running
             needs = tuple(inputs) if name == "report" else ()
             nodes.append(StageNode(name, stage.status, stage.seconds or None, stage.rows, needs))
@@ -238,8 +232,7 @@ def _problems(
                 if row["outcome"] != "ok":
                     counts[row["outcome"], (row["reason"] or "no reason given").split(":")[0]] += 1
         problems += [
-            Problem(stage, outcome, reason, count)
-            for (outcome, reason), count in counts.most_common(MAX_REASONS)
+            Problem(stage, outcome, reason, count) for (outcome, reason), count in counts.most_common(MAX_REASONS)
         ]
     unscored = collections.Counter(
         (row["method"], row["unscored"][:MAX_REASON_LENGTH]) for row in scores if row["unscored"]

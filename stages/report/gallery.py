@@ -58,11 +58,7 @@ def examples(data: ReportData) -> str:
     if not chosen:
         return ""
     label = escape(words.method(star).label)
-    note = (
-        f"Edits that {label} got exactly right; the gallery shows the others too."
-        if right
-        else f"Edits by {label}."
-    )
+    note = f"Edits that {label} got exactly right; the gallery shows the others too." if right else f"Edits by {label}."
     rows = "".join(
         f'<div class="example">{picture(item.source, "source")}<span class="arrow" '
         'aria-hidden="true">→</span>'
@@ -79,9 +75,7 @@ def gallery(data: ReportData) -> str:
     methods = ordered_methods(data, by_value=False)
     edit_types = sorted({item.edit_type for item in data.gallery})
     filters = _filter("type", "edit type", [("", "All edits"), *((t, t) for t in edit_types)])
-    if star and any(
-        _is_right(item.edits[star][1]) is not None for item in data.gallery if star in item.edits
-    ):
+    if star and any(_is_right(item.edits[star][1]) is not None for item in data.gallery if star in item.edits):
         label = words.method(star).label
         filters += _filter(
             "right", "result", [("", "Right or not"), ("yes", f"{label} right"), ("no", f"{label} not right")]

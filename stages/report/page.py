@@ -81,20 +81,15 @@ def training(data: ReportData) -> str:
         quality = {curve.name: curve for curve in curves if _last_part(curve.name) in QUALITY_CURVES}
         losses = [curve for curve in curves if "loss" in curve.name and curve.name not in quality]
         others = [curve for curve in curves if curve not in losses and curve.name not in quality]
-        main = [
-            charts.line_chart(name, group, is_share=True) for name, group in _quality_groups(quality).items()
-        ]
+        main = [charts.line_chart(name, group, is_share=True) for name, group in _quality_groups(quality).items()]
         main += [charts.line_chart(curve.name, {curve.name: curve}) for curve in losses[:MAX_MAIN_CURVES]]
-        more = [
-            charts.line_chart(curve.name, {curve.name: curve}) for curve in losses[MAX_MAIN_CURVES:] + others
-        ]
+        more = [charts.line_chart(curve.name, {curve.name: curve}) for curve in losses[MAX_MAIN_CURVES:] + others]
         steps = max((curve.steps[-1] for curve in curves), default=0)
         parts.append(f"<h3>{escape(stage)}, {steps:,.0f} steps</h3>")
         parts.append(f'<div class="plots">{"".join(main or more)}</div>')
         if main and more:
             parts.append(
-                f"<details><summary>{len(more)} more curves</summary>"
-                f'<div class="plots">{"".join(more)}</div></details>'
+                f'<details><summary>{len(more)} more curves</summary><div class="plots">{"".join(more)}</div></details>'
             )
     return (
         '<section id="training"><h2>While it learned</h2><p class="lead">Edits done and everything else kept '

@@ -196,5 +196,3 @@ def measure_generator(pipeline, num_scenes: int = 200, seed: int = 98, num_infer
         ).images
         right += [oracle.caption_is_right(s, p) for s, p in zip(batch, pictures, strict=True)]
     return {"all_said_right": float(np.mean(right)), "num_scenes": num_scenes}
-
-

@@ -67,9 +67,7 @@ def _templates() -> tuple[list[tuple[str, int] | None], np.ndarray, np.ndarray]:
         for size in SIZES:
             names.append((shape, size))
             masks.append(object_mask(shape, size, 0)[:QUADRANT_SIZE, :QUADRANT_SIZE])
-    designs = np.stack(
-        [np.stack([np.ones_like(m), x, y, m], axis=-1).reshape(-1, 4) for m in masks]
-    )
+    designs = np.stack([np.stack([np.ones_like(m), x, y, m], axis=-1).reshape(-1, 4) for m in masks])
     return names, designs, np.linalg.pinv(designs)
 
 
@@ -112,9 +110,7 @@ def read(image: np.ndarray) -> Reading:
             # the light adds the same to the background and to the object, so take it off before naming the colour
             light = (coefficients[0] / factor - base).mean()
             color = (coefficients[0] + coefficients[3]) / factor - light
-            nearest = min(
-                OBJECT_COLORS, key=lambda c: np.abs(np.array(OBJECT_COLORS[c]) / 255 * 0.975 - color).sum()
-            )
+            nearest = min(OBJECT_COLORS, key=lambda c: np.abs(np.array(OBJECT_COLORS[c]) / 255 * 0.975 - color).sum())
             objects.append((name[0], nearest))
     return Reading(background, style, tuple(objects))
 
@@ -180,5 +176,3 @@ def score(edit: Edit, image: np.ndarray) -> Score:
         )
     block = worst_block(image, render_float(edit.target), kept_mask(edit))
     return Score(success, rest and block < MAX_BLOCK_ERROR, block)
-
-

@@ -56,9 +56,7 @@ def draw_scene(generator: np.random.Generator, held_out: bool = False) -> Scene:
             return scene
 
 
-def draw_edit(
-    scene: Scene, generator: np.random.Generator, edit_types=EDIT_TYPES, held_out: bool = False
-) -> Edit:
+def draw_edit(scene: Scene, generator: np.random.Generator, edit_types=EDIT_TYPES, held_out: bool = False) -> Edit:
     """An edit of the scene; in training, one whose result isn't held out."""
     for _ in range(20):
         edit = sample_edit(scene, generator, edit_types)
@@ -95,9 +93,7 @@ def jitter(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 def to_patches(images: np.ndarray) -> torch.Tensor:
     """uint8 `[B, H, W, 3]` -> `[B, 16, 1536]`, equal to the processor's `pixel_values`."""
     batch = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
-    batch = tv.resize(
-        batch, [IMAGE_SIZE, IMAGE_SIZE], interpolation=InterpolationMode.BICUBIC, antialias=True
-    )
+    batch = tv.resize(batch, [IMAGE_SIZE, IMAGE_SIZE], interpolation=InterpolationMode.BICUBIC, antialias=True)
     batch = (batch.float() / 255 - 0.5) / 0.5
     grid = IMAGE_SIZE // PATCH_SIZE
     patches = batch.reshape(-1, 3, grid, PATCH_SIZE, grid, PATCH_SIZE).permute(0, 2, 4, 1, 3, 5)
@@ -126,9 +122,7 @@ def disturb_rest(edit: Edit, generator: np.random.Generator) -> Scene:
             objects[index] = dataclasses.replace(objects[index], place=place)
             scene = dataclasses.replace(scene, objects=tuple(objects))
         elif kind == 4:
-            scene = dataclasses.replace(
-                scene, background=list(BACKGROUNDS)[int(generator.integers(len(BACKGROUNDS)))]
-            )
+            scene = dataclasses.replace(scene, background=list(BACKGROUNDS)[int(generator.integers(len(BACKGROUNDS)))])
         elif kind == 5:
             scene = dataclasses.replace(scene, style="day" if scene.style == "night" else "night")
         else:
@@ -192,10 +186,7 @@ def draw_quality(scene: Scene, generator: np.random.Generator) -> tuple[np.ndarr
         elif kind == 1:
             image = scipy.ndimage.gaussian_filter(image, ((0.8,) * 2, (1.5,) * 2, (3.0,) * 2)[level] + (0,))
         else:
-            image = (
-                image
-                + (0.05, 0.12, 0.3)[level] * np.sign(np.sin(np.arange(32) * np.pi / 2 + 0.1))[:, None, None]
-            )
+            image = image + (0.05, 0.12, 0.3)[level] * np.sign(np.sin(np.arange(32) * np.pi / 2 + 0.1))[:, None, None]
     image = to_uint8(image)
     return (jitter(image, generator) if artifacts == 10 else image), naturalness, artifacts
 
@@ -230,9 +221,7 @@ def edit_scores(edit: Edit, image: np.ndarray) -> tuple[int, int]:
     if verdict.preservation:
         return success, 10 if verdict.worst_block < 0.06 else 7
     changed = sum(
-        seen.objects[place] != wanted.objects[place]
-        for place in range(len(seen.objects))
-        if place != edit.place
+        seen.objects[place] != wanted.objects[place] for place in range(len(seen.objects)) if place != edit.place
     )
     changed += edit.object != "background" and seen.background != wanted.background
     changed += edit.object != "style" and seen.style != wanted.style
@@ -270,9 +259,7 @@ def pair_questions(edit: Edit, image: np.ndarray, generator: np.random.Generator
     for instructed in (edit, other):
         success, over_editing = edit_scores(instructed, image)
         reasoning = questions.SUCCESS_REASONS[success] + questions.OVER_EDITING_REASONS[over_editing]
-        asked.append(
-            (viescore_prompt.sc_text(instructed.instruction), score_answer(success, over_editing, reasoning))
-        )
+        asked.append((viescore_prompt.sc_text(instructed.instruction), score_answer(success, over_editing, reasoning)))
         for template, score in ((questions.EDIT_DONE, success), (questions.REST_SAME, over_editing)):
             answer = "Yes" if score >= 5 else "No"
             asked.append((template.format(instruction=instructed.instruction), answer))

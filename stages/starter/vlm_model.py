@@ -111,11 +111,7 @@ def encode_images(model: Qwen3VLForConditionalGeneration, patches: torch.Tensor)
     cos, sin = angles.cos(), angles.sin()
     for block in visual.blocks:
         heads = block.attn.num_heads
-        q, k, v = (
-            block.attn.qkv(block.norm1(x))
-            .view(num_images, NUM_IMAGE_TOKENS, 3, heads, -1)
-            .permute(2, 0, 3, 1, 4)
-        )
+        q, k, v = block.attn.qkv(block.norm1(x)).view(num_images, NUM_IMAGE_TOKENS, 3, heads, -1).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(_rotate(q, cos, sin), _rotate(k, cos, sin), v)
         x = x + block.attn.proj(attended.transpose(1, 2).reshape(x.shape))
         x = x + block.mlp(block.norm2(x))

@@ -57,9 +57,7 @@ class _Probed(nn.Module):
         self.change = nn.Linear(HIDDEN_SIZE, len(CHANGES) + 1 + len(OBJECT_CLASSES))
         self.quality = nn.Linear(HIDDEN_SIZE, 2 * len(data.SCORES))
 
-    def change_loss(
-        self, halfway: torch.Tensor, changes: torch.Tensor, classes: torch.Tensor
-    ) -> torch.Tensor:
+    def change_loss(self, halfway: torch.Tensor, changes: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         """halfway `[B, 16, 128]`; changes and classes `[B, 16]`."""
         of_change, of_class = self.change(halfway).split([len(CHANGES) + 1, len(OBJECT_CLASSES)], dim=-1)
         loss = F.cross_entropy(of_change.flatten(0, 1), changes.flatten())
@@ -106,17 +104,11 @@ def _vision_targets(scene: Scene) -> tuple[list[int], list[float], list[int], li
     return classes, measures, whole, [value * 10 for value in scene.light]
 
 
-def _vision_loss(
-    model: nn.Module, heads: _VisionHeads, scenes: list[Scene], generator: np.random.Generator, device
-):
+def _vision_loss(model: nn.Module, heads: _VisionHeads, scenes: list[Scene], generator: np.random.Generator, device):
     """Loss of the heads, and the share of images whose objects, background and style are all read right."""
-    patches = data.to_patches(np.stack([data.jitter(render(scene), generator) for scene in scenes])).to(
-        device
-    )
+    patches = data.to_patches(np.stack([data.jitter(render(scene), generator) for scene in scenes])).to(device)
     embeds = encode_images(model, patches)
-    quadrants = (
-        embeds.view(-1, 2, 2, 2, 2, HIDDEN_SIZE).transpose(2, 3).reshape(-1, len(PLACES), 4 * HIDDEN_SIZE)
-    )
+    quadrants = embeds.view(-1, 2, 2, 2, 2, HIDDEN_SIZE).transpose(2, 3).reshape(-1, len(PLACES), 4 * HIDDEN_SIZE)
     of_objects, of_whole = heads.objects(quadrants), heads.whole(embeds.mean(1))
     classes, measures, whole, light = (
         torch.tensor(t, device=device) for t in zip(*map(_vision_targets, scenes), strict=True)
@@ -132,9 +124,7 @@ def _vision_loss(
     return loss, right.float().mean()
 
 
-def _pretrain_vision(
-    model: nn.Module, work_dir: pathlib.Path, settings: VLMPretrainSettings, device: str
-) -> None:
+def _pretrain_vision(model: nn.Module, work_dir: pathlib.Path, settings: VLMPretrainSettings, device: str) -> None:
     heads = _VisionHeads(model.model.visual).to(device)
     progress = Progress(work_dir / "vision.safetensors", heads, settings, settings.vision_steps)
     recent: collections.deque[float] = collections.deque(maxlen=50)
@@ -171,9 +161,7 @@ def draw_documents(settings: VLMPretrainSettings, generator: np.random.Generator
     return [scenes, pairs, qualities]
 
 
-def _language_step(
-    probed: _Probed, settings: VLMPretrainSettings, step: int, device: str, tally: dict
-) -> float:
+def _language_step(probed: _Probed, settings: VLMPretrainSettings, step: int, device: str, tally: dict) -> float:
     generator = np.random.default_rng([settings.seed, 1, step])
     kinds = [documents for documents in draw_documents(settings, generator) if documents]
     batches = [pack(documents).to(device) for documents in kinds]

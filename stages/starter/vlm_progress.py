@@ -60,9 +60,7 @@ class MuonAndAdamW:
         found = {}
         for number, part in enumerate(self.parts):
             for index, state in part.state_dict()["state"].items():
-                found |= {
-                    f"optimizer.{number}.{index}.{name}": torch.as_tensor(v) for name, v in state.items()
-                }
+                found |= {f"optimizer.{number}.{index}.{name}": torch.as_tensor(v) for name, v in state.items()}
         return found
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -78,9 +76,7 @@ class MuonAndAdamW:
 class Progress:
     """One phase's module, averaged copy, optimizer, step and time, in one safetensors file."""
 
-    def __init__(
-        self, path: pathlib.Path, module: nn.Module, settings: VLMPretrainSettings, total_steps: int
-    ):
+    def __init__(self, path: pathlib.Path, module: nn.Module, settings: VLMPretrainSettings, total_steps: int):
         self.path, self.module, self.settings, self.total_steps = path, module, settings, total_steps
         self.optimizer = MuonAndAdamW(module, settings)
         self.average = {n: p.detach().clone() for n, p in module.named_parameters()}
@@ -112,9 +108,7 @@ class Progress:
         decay = min(s.ema_decay, self.num_steps / (self.num_steps + 10))
         with torch.no_grad():
             parameters = dict(self.module.named_parameters())
-            torch._foreach_lerp_(
-                list(self.average.values()), [parameters[n] for n in self.average], 1 - decay
-            )
+            torch._foreach_lerp_(list(self.average.values()), [parameters[n] for n in self.average], 1 - decay)
         now = time.monotonic()
         self.spent, self.last_tick = self.spent + now - self.last_tick, now
 

@@ -50,9 +50,7 @@ def pieces() -> list[str]:
     """All texts that are one token each, besides bytes and special tokens."""
     edit_lines = edits_prompt.edit_types()
     listed = ", ".join(edits_prompt.styles())
-    type_lines = [
-        f"- {name}: {line.format(styles=listed)}" for name, line in edit_lines.items() if name in EDIT_TYPES
-    ]
+    type_lines = [f"- {name}: {line.format(styles=listed)}" for name, line in edit_lines.items() if name in EDIT_TYPES]
     prompt = edits_prompt.prompt_text(["color"])
     found = prompt.split(next(line for line in type_lines if line.startswith("- color")))
     found += type_lines
@@ -87,13 +85,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         vocabulary.setdefault("".join(part for part, _ in as_bytes.pre_tokenize_str(piece)), len(vocabulary))
     tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[], ignore_merges=True, fuse_unk=False))
     pattern = "|".join(re.sub(r"([^\w\s])", r"\\\1", piece) for piece in whole)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(pattern), "isolated"), as_bytes]
-    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), as_bytes])
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
-    )
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=TURN_END,

@@ -229,9 +229,7 @@ def possible_edit_types(scene: Scene) -> tuple[str, ...]:
     )
 
 
-def sample_edit(
-    scene: Scene, generator: np.random.Generator, edit_types: Sequence[str] = EDIT_TYPES
-) -> Edit:
+def sample_edit(scene: Scene, generator: np.random.Generator, edit_types: Sequence[str] = EDIT_TYPES) -> Edit:
     """An edit of one of `edit_types`; what is not named by it stays as it is.
 
     Raises ValueError if the scene admits none of them.
@@ -280,6 +278,4 @@ def sample_edit(
         target = dataclasses.replace(scene, style=new_style)
         instruction, reverse = f"turn it into a {new_style} scene", f"turn it into a {scene.style} scene"
         subject, place = "style", None
-    return Edit(
-        edit_type, instruction, reverse, caption(scene), caption(target), scene, target, subject, place
-    )
+    return Edit(edit_type, instruction, reverse, caption(scene), caption(target), scene, target, subject, place)

@@ -26,9 +26,7 @@ class Checkpoints:
     def __init__(self, folder: Folder, identity: dict[str, Any]) -> None:
         self.folder, self.identity = folder, identity
 
-    def save(
-        self, step: int, tensors: dict[str, torch.Tensor], history: list[tuple[int, str, float]]
-    ) -> None:
+    def save(self, step: int, tensors: dict[str, torch.Tensor], history: list[tuple[int, str, float]]) -> None:
         """Writes the state after `step` steps: under another name, then renamed."""
         names = sorted({name for _, name, _ in history})
         index = {name: number for number, name in enumerate(names)}

@@ -76,9 +76,7 @@ def write_texts(folder: Folder, shard: str, texts: Sequence[str], embeds: Mappin
     folder.write_table(shard, pa.table({"text": pa.array(texts, pa.string())}))
 
 
-def _write_arrays(
-    folder: Folder, shard: str, arrays: Mapping[str, torch.Tensor], metadata: dict[str, str]
-) -> None:
+def _write_arrays(folder: Folder, shard: str, arrays: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
     arrays = {name: tensor.detach().cpu().contiguous() for name, tensor in arrays.items()}
     folder.write_bytes(_arrays_of(shard), save(arrays, metadata=metadata))
 
@@ -150,9 +148,7 @@ class EncodedData:
     text_places: list[tuple[int, int]]
 
     @classmethod
-    def load(
-        cls, path: Path, latents: Sequence[str], texts: Sequence[str], labels: Sequence[str] = ()
-    ) -> EncodedData:
+    def load(cls, path: Path, latents: Sequence[str], texts: Sequence[str], labels: Sequence[str] = ()) -> EncodedData:
         """Opens the fields `latents`, `texts` and `labels` of a local folder.
 
         Raises UserError for a missing or damaged file or field, a text that isn't encoded, grids that differ.
@@ -231,9 +227,7 @@ def _open_arrays(
         raise UserError(f"The encoded data file {arrays_file} can't be read: {error}") from None
     for name, tensor in arrays.items():
         if len(tensor) != num_rows:
-            raise UserError(
-                f"{arrays_file}: {name} has {len(tensor)} rows, {file.name} beside it {num_rows}."
-            )
+            raise UserError(f"{arrays_file}: {name} has {len(tensor)} rows, {file.name} beside it {num_rows}.")
     return arrays, metadata
 
 

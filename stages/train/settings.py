@@ -15,16 +15,12 @@ from stages.train.vlm.questions import QuestionTemplates
 class TrainConfig(StageConfig):
     """What every method has: the base model, its LoRA, the optimizer, and how the work is spread."""
 
-    model: str = Field(
-        "stages/starter/models/flux", description="a folder in FluxPipeline's layout, or a hub id"
-    )
+    model: str = Field("stages/starter/models/flux", description="a folder in FluxPipeline's layout, or a hub id")
     init_adapter: str | None = Field(
         None, description="a folder with a LoRA of the same rank to start from, as this stage exports it"
     )
     rank: int = Field(64, ge=1)
-    alpha: float | None = Field(
-        None, gt=0, description="the LoRA's weight is alpha / rank; unset: alpha = rank"
-    )
+    alpha: float | None = Field(None, gt=0, description="the LoRA's weight is alpha / rank; unset: alpha = rank")
     num_steps: int = Field(30_000, ge=1)
     batch_size: int = Field(8, ge=1, description="rows of a step, over all ranks")
     learning_rate: float = Field(3e-4, gt=0)
@@ -41,9 +37,7 @@ class TrainConfig(StageConfig):
     reference_positions: Literal["kontext", "shared"] = "kontext"
     dtype: Dtype = Field("float32", description="of the base and of the activations")
 
-    stop_gradient_norm: float = runtime(
-        1e4, gt=0, description="a larger gradient, or a NaN, stops the training"
-    )
+    stop_gradient_norm: float = runtime(1e4, gt=0, description="a larger gradient, or a NaN, stops the training")
     sharding: Literal["none", "zero3"] = runtime("none", description="how the frozen base lies on the ranks")
     persistence_threshold: int = runtime(
         100_000, ge=0, description="zero3: parameters with no more elements are kept whole on every rank"

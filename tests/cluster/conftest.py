@@ -60,9 +60,7 @@ def ray_cluster(s3_endpoint: str) -> Iterator[str]:
     """One small Ray on this machine for all tests that need one. Gives its address."""
     import ray
 
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     for attempt in range(3):
         try:

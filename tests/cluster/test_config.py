@@ -46,24 +46,14 @@ def test_identity_leaves_runtime_fields_out_at_every_depth():
         "sampler": {"num_steps": 8},
         "samplers": [{"num_steps": 8}, {"num_steps": 3}],
     }
-    assert identity(config) == identity(
-        config.model_copy(update={"num_workers": 9, "sampler": Sampler(batch_size=9)})
-    )
+    assert identity(config) == identity(config.model_copy(update={"num_workers": 9, "sampler": Sampler(batch_size=9)}))
 
 
 def test_values_are_checked_by_name_with_the_nearest_right_one():
     assert refused({"edot": {}}) == "There is no stage 'edot'; did you mean 'edit'?"
-    assert (
-        refused({"edit": {"num_worker": 1}})
-        == "There is no field edit.num_worker; did you mean 'num_workers'?"
-    )
-    assert "edit.sampler.num_stps; did you mean 'num_steps'?" in refused(
-        {"edit": {"sampler": {"num_stps": 1}}}
-    )
-    assert (
-        refused({"edit": {"num_workers": 0}})
-        == "edit.num_workers = 0: input should be greater than or equal to 1"
-    )
+    assert refused({"edit": {"num_worker": 1}}) == "There is no field edit.num_worker; did you mean 'num_workers'?"
+    assert "edit.sampler.num_stps; did you mean 'num_steps'?" in refused({"edit": {"sampler": {"num_stps": 1}}})
+    assert refused({"edit": {"num_workers": 0}}) == "edit.num_workers = 0: input should be greater than or equal to 1"
     assert refused({"edit": {"lr": "fast"}}).startswith("edit.lr = 'fast': input should be a valid number")
     message = refused({"edit": {"kind": "grey"}})
     assert message == "edit.kind = 'grey': input should be 'gray' or 'graph'; did you mean 'gray'?"

@@ -61,10 +61,7 @@ def test_directories_go_in_and_come_out(folder: Folder, tmp_path: Path):
     assert folder.list(recursive=True) == ["model/config.json", "model/sub/weights.bin"]
     local = folder.local("model")
     assert (local / "sub" / "weights.bin").read_bytes() == (source / "sub" / "weights.bin").read_bytes()
-    assert (
-        folder.sha256("model/config.json")
-        == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
-    )
+    assert folder.sha256("model/config.json") == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
     folder.put_file(source / "config.json", "again.json")
     assert folder.read_text("again.json") == "{}"
 

@@ -65,9 +65,7 @@ def test_a_runtime_field_changes_nothing(root: Folder):
 
 def test_a_changed_version_is_named(root: Folder):
     make_all(root, plan_for(root))
-    stages = [
-        Stage(**(vars(stage) | {"version": "2"})) if stage.name == "evens" else stage for stage in STAGES
-    ]
+    stages = [Stage(**(vars(stage) | {"version": "2"})) if stage.name == "evens" else stage for stage in STAGES]
     plan = plan_for(root, stages=stages)
     assert plan["evens"].why == "version 1 -> 2"
     assert states(plan) == {"numbers": "cached", "squares": "cached", "evens": "run", "total": "run"}
@@ -94,10 +92,7 @@ def test_the_content_of_sources_counts_and_their_place_does_not(root: Folder, tm
     os.utime(second / "b.txt", ns=(1, 1))
     changed = plan_for(root, numbers={"folder": str(second)})
     assert changed["numbers"].state == "run" and changed["total"].state == "run"
-    assert (
-        "the content of its source changed" in changed["numbers"].why
-        and "(2 files)" in changed["numbers"].why
-    )
+    assert "the content of its source changed" in changed["numbers"].why and "(2 files)" in changed["numbers"].why
     with pytest.raises(RequestError, match="Stage numbers: There is no file or folder .*absent"):
         plan_for(root, numbers={"folder": str(tmp_path / "absent")})
 
@@ -154,9 +149,7 @@ def test_force_from_and_only(root: Folder):
 
 
 def test_only_names_the_inputs_that_are_missing(root: Folder):
-    with pytest.raises(
-        MissingInputs, match=r"squares \(needed by total\); evens \(needed by total\)"
-    ) as caught:
+    with pytest.raises(MissingInputs, match=r"squares \(needed by total\); evens \(needed by total\)") as caught:
         plan_for(root, Selection(only=("total",)))
     assert set(caught.value.missing) == {"numbers", "squares", "evens"}
     make_all(root, plan_for(root), ["numbers", "squares"])

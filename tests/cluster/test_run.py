@@ -104,9 +104,7 @@ def test_a_run_on_an_object_store():
 def test_a_failure_stops_only_what_depends_on_it(root: Folder):
     _, summary = run_toys(root, squares={"trouble": "fault"}, evens={"seconds": 1.0})
     assert states(summary) == {"numbers": "ran", "squares": "failed", "evens": "ran", "total": "skipped"}
-    assert (
-        summary["status"] == "failed" and summary["stages"]["total"]["why"] == "needs squares, which failed"
-    )
+    assert summary["status"] == "failed" and summary["stages"]["total"]["why"] == "needs squares, which failed"
     error = summary["stages"]["squares"]["error"]
     log = f"{root.url}/runs/{summary['run_id']}/logs/squares.log"
     assert error == f"ValueError: seven is not a square (full traceback: {log})"
@@ -127,14 +125,9 @@ def test_a_killed_worker_is_replaced_once(root: Folder):
     _, summary = run_toys(root, squares={"trouble": "kill_once"})
     assert summary["status"] == "ok" and states(summary)["squares"] == "ran"
     (incident,) = record.read_incidents(root, summary["run_id"])
-    assert incident["stage"] == "squares" and incident["text"].startswith(
-        "Tried again after: WorkerCrashedError"
-    )
+    assert incident["stage"] == "squares" and incident["text"].startswith("Tried again after: WorkerCrashedError")
     _, summary = run_toys(root, squares={"trouble": "kill", "power": 3})
-    assert (
-        states(summary)["squares"] == "failed"
-        and "WorkerCrashedError" in summary["stages"]["squares"]["error"]
-    )
+    assert states(summary)["squares"] == "failed" and "WorkerCrashedError" in summary["stages"]["squares"]["error"]
     assert len(record.read_incidents(root, summary["run_id"])) == 1
 
 
@@ -189,9 +182,7 @@ def _status(root: Folder, stage: str) -> str | None:
 class Driver:
     """A driver from the command line; with `own_ray` it starts a Ray instead of joining that of the tests."""
 
-    def __init__(
-        self, root: Folder, profile: Path, *arguments: str, own_ray: bool = False, lease: float = 30
-    ):
+    def __init__(self, root: Folder, profile: Path, *arguments: str, own_ray: bool = False, lease: float = 30):
         environment = os.environ | {"TOY_LEASE_SECONDS": str(lease), "PYTHONUNBUFFERED": "1"}
         environment.pop("RAY_ADDRESS", None)
         if not own_ray:
@@ -277,9 +268,7 @@ def test_no_ray_is_left_behind(root: Folder, profile: Path):
     for number in (signal.SIGINT, signal.SIGKILL):
         have = len(shards(root))
         driver = Driver(root, profile, own_ray=True)
-        wait_until(
-            lambda have=have, driver=driver: len(shards(root)) > have or driver.process.poll() is not None
-        )
+        wait_until(lambda have=have, driver=driver: len(shards(root)) > have or driver.process.poll() is not None)
         family = psutil.Process(driver.process.pid).children(recursive=True)
         assert any("raylet" in process.name() for process in family)
         # After kill -9 two agents of Ray try for a minute to tell the dead cluster of it, then end too.
@@ -312,9 +301,7 @@ def test_as_a_job_on_a_running_cluster(root: Folder, tmp_path: Path):
         shutil.copy(REPOSITORY / "tests" / "cluster" / name, project / "tests" / "cluster" / name)
     (project / "toy.yaml").write_text("numbers: {count: 20}\n")
     dashboard = f"http://{ray._private.worker.global_worker.node.webui_url}"
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "PYTHONPATH")
-    }
+    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "PYTHONPATH")}
     wait_until(lambda: takes_jobs(dashboard))
     ray_command = Path(sys.executable).with_name("ray")
     done = subprocess.run(

@@ -107,7 +107,7 @@ def test_an_unchanged_run_does_nothing_and_a_changed_setting_says_what_it_costs(
 def test_the_report_is_one_page_of_its_own(root):
     page = (Path(summary_of(root)["stages"]["report"]["artifact"]) / "report.html").read_text()
     assert "data:image/png;base64," in page
-    assert "src=\"http" not in page and "href=\"http" not in page
+    assert 'src="http' not in page and 'href="http' not in page
 
 
 def test_a_training_without_a_kill_gives_the_same_bytes(root):

@@ -12,9 +12,7 @@ def local_ray() -> Iterator[None]:
     """One small Ray on this machine for the stages' tests that need one."""
     import ray
 
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     if not ray.is_initialized():
         for attempt in range(3):
             try:

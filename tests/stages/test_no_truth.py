@@ -28,9 +28,7 @@ def imported_modules(file: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: relative imports hide what they import"
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-        elif (
-            isinstance(node, ast.Constant) and isinstance(node.value, str) and "stages.starter" in node.value
-        ):
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "stages.starter" in node.value:
             found.add(node.value)
     return found
 

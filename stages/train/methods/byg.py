@@ -149,5 +149,3 @@ def step(config: ByGConfig, roles: Roles, batch: Batch, draws: Draws, index: int
     if index < config.identity_warmup or identity:
         return identity_step(config, roles, batch, draws)
     return edit_step(config, roles, batch, draws)
-
-

@@ -112,9 +112,7 @@ def test_sdedit_from_codec_to_text_to_image(sampler, items):
     assert torch.equal(sampler.vary(texts, noise, 32, 32, source, 0.0), source)
     drawn = sampler.sample(texts, noise, 32, 32)
     assert torch.equal(sampler.vary(texts, noise, 32, 32, source, 1.0), drawn)
-    distances = [
-        (sampler.vary(texts, noise, 32, 32, source, strength) - source).norm() for strength in (0.2, 0.5, 0.8)
-    ]
+    distances = [(sampler.vary(texts, noise, 32, 32, source, strength) - source).norm() for strength in (0.2, 0.5, 0.8)]
     assert 0 < distances[0] < distances[1] < distances[2]
     pixels = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
     vae = sampler.encoder.pipeline.vae

@@ -55,9 +55,7 @@ def edits(num):
 
 
 def judged(engine, num=3, max_attempts=3):
-    return {
-        result.key: result.columns for result in judge_edits(engine, edits(num), max_attempts=max_attempts)
-    }
+    return {result.key: result.columns for result in judge_edits(engine, edits(num), max_attempts=max_attempts)}
 
 
 def test_overall_is_the_geometric_mean_of_the_smaller_scores():
@@ -114,11 +112,7 @@ def test_after_the_last_attempt_it_is_unscored_and_never_zero():
 
 def test_an_error_of_the_request_is_final():
     def script(request, attempt):
-        return (
-            ChatReply(request.key, error="image: corrupt")
-            if request.key.startswith("sc:")
-            else good(request, 0)
-        )
+        return ChatReply(request.key, error="image: corrupt") if request.key.startswith("sc:") else good(request, 0)
 
     engine = ScriptedEngine(script)
     assert judged(engine, 1)["byg/0"]["unscored"] == "judge sc: image: corrupt"
@@ -126,7 +120,5 @@ def test_an_error_of_the_request_is_final():
 
 
 def test_a_cut_off_answer_says_so():
-    columns = judged(ScriptedEngine(lambda r, a: reply_with(r, '{"score": [1', "length")), 1, max_attempts=1)[
-        "byg/0"
-    ]
+    columns = judged(ScriptedEngine(lambda r, a: reply_with(r, '{"score": [1', "length")), 1, max_attempts=1)["byg/0"]
     assert columns["unscored"] == "judge pq: truncated; judge sc: truncated"

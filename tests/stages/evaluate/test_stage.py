@@ -56,10 +56,7 @@ def inputs(tmp_path):
         for i, e in enumerate(edits)
     ]
     truth[1]["image"] = b"broken"
-    copies = [
-        {"item_id": row["item_id"], "method": "copy", "image": row["image"], "seconds": 0.0}
-        for row in benchmark
-    ]
+    copies = [{"item_id": row["item_id"], "method": "copy", "image": row["image"], "seconds": 0.0} for row in benchmark]
     return {
         "benchmark": artifact(tmp_path, "benchmark", {"benchmark.parquet": benchmark}),
         "edit": artifact(tmp_path, "edit", {"edits/a.parquet": truth[:-1], "edits/b.parquet": copies}),
@@ -121,9 +118,7 @@ def test_user_errors(tmp_path, inputs):
     twice = inputs | {"edit_more": artifact(tmp_path, "edit_more", {"x.parquet": [row]})}
     with pytest.raises(UserError, match="'0' has two edits by 'copy'"):
         evaluate_edits(twice, EvaluateConfig(), context)
-    unknown = inputs | {
-        "edit_more": artifact(tmp_path, "edit_other", {"x.parquet": [row | {"item_id": "99"}]})
-    }
+    unknown = inputs | {"edit_more": artifact(tmp_path, "edit_other", {"x.parquet": [row | {"item_id": "99"}]})}
     with pytest.raises(UserError, match="'99', which the benchmark doesn't have"):
         evaluate_edits(unknown, EvaluateConfig(), context)
 

@@ -50,9 +50,7 @@ def test_exif_rotation_is_applied(orientation):
     }[orientation]  # fmt: skip
     exif = Image.Exif()
     exif[0x0112] = orientation
-    decoded = decode_image(
-        encode(Image.fromarray(np.ascontiguousarray(stored)), "PNG", exif=exif), MAX_PIXELS
-    )
+    decoded = decode_image(encode(Image.fromarray(np.ascontiguousarray(stored)), "PNG", exif=exif), MAX_PIXELS)
     assert (np.asarray(decoded) == upright).all()
 
 

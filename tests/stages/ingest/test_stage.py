@@ -113,9 +113,7 @@ def test_resize_reduces_the_longest_side_and_keeps_the_id(tmp_path, folder):
 def test_parquet_with_bytes_and_with_structs(tmp_path):
     source = tmp_path / "tables"
     source.mkdir()
-    plain = pa.table(
-        {"image": [png(0), None, png(1)], "label": ["cat", "dog", None], "vector": [[1.0], [2.0], [3.0]]}
-    )
+    plain = pa.table({"image": [png(0), None, png(1)], "label": ["cat", "dog", None], "vector": [[1.0], [2.0], [3.0]]})
     pq.write_table(plain, source / "a.parquet", row_group_size=2)
     structs = [{"bytes": png(2), "path": "x.png"}, {"bytes": None, "path": "y.png"}]
     pq.write_table(pa.table({"image": structs}), source / "b.parquet")
@@ -177,9 +175,7 @@ def test_images_of_the_scenes_stage(tmp_path):
         run_id="r", code_version="test",
     )  # fmt: skip
     context = make_context(tmp_path, "ingest")
-    ingest_images(
-        {"scenes": Artifact("scenes", "ffff", folder, manifest)}, IngestConfig(num_workers=1), context
-    )
+    ingest_images({"scenes": Artifact("scenes", "ffff", folder, manifest)}, IngestConfig(num_workers=1), context)
     assert [row["source"] for row in samples(context)] == ["0.png"]
 
 

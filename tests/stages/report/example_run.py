@@ -71,9 +71,7 @@ def make_scores(edits: dict[str, Edit], images: dict[tuple[str, str], np.ndarray
         else:
             for metric, truth in (("judge_success", "edit_success"), ("judge_over_editing", "preservation")):
                 agrees = generator.random() < 0.92
-                row[metric] = float(
-                    generator.integers(7, 11) if row[truth] == agrees else generator.integers(0, 4)
-                )
+                row[metric] = float(generator.integers(7, 11) if row[truth] == agrees else generator.integers(0, 4))
             row["judge_naturalness"], row["judge_artifacts"] = 8.0, float(generator.integers(6, 10))
             semantic = min(row["judge_success"], row["judge_over_editing"])
             row["judge_overall"] = math.sqrt(semantic * min(row["judge_naturalness"], row["judge_artifacts"]))
@@ -178,9 +176,7 @@ def build_run(root: str, num_items: int = 60, instruction: str | None = None) ->
         stages=records,
     )
     record.write_run(Folder(root), run)
-    record.write_incident(
-        Folder(root), RUN_ID, "caption", "The engine's process ended; it was started again."
-    )
+    record.write_incident(Folder(root), RUN_ID, "caption", "The engine's process ended; it was started again.")
     return artifacts
 
 

@@ -12,9 +12,7 @@ from stages.report.stage import ReportConfig, write_report
 from tests.stages.ingest.context import make_context
 from tests.stages.report.example_run import RUN_ID, SHARE_RIGHT, build_run
 
-HOSTILE = (
-    """make it <script>alert(1)</script> "red" '<img src=x onerror=alert(2)>' & https://evil.example/a.png"""
-)
+HOSTILE = """make it <script>alert(1)</script> "red" '<img src=x onerror=alert(2)>' & https://evil.example/a.png"""
 VOID = {"meta", "img", "br"}
 
 
@@ -67,9 +65,7 @@ def test_nothing_comes_from_outside(page):
             if attributes.get(name):
                 assert attributes[name].startswith("data:image/png;base64,"), (tag, attributes)
         assert tag not in ("link", "iframe", "object", "embed", "base")
-    policy = next(
-        a["content"] for tag, a in parsed.elements if a.get("http-equiv") == "Content-Security-Policy"
-    )
+    policy = next(a["content"] for tag, a in parsed.elements if a.get("http-equiv") == "Content-Security-Policy")
     assert "default-src 'none'" in policy and "http" not in policy
     assert "url(" not in text and "@import" not in text
 
@@ -110,17 +106,14 @@ def test_all_parts_are_there(page):
 def test_gallery_shows_every_item_with_every_method(page):
     items = [attributes for tag, attributes in page[1].elements if tag == "article"]
     assert len(items) == 30
-    pixelated = [
-        attributes for tag, attributes in page[1].elements if tag == "img" and attributes.get("class")
-    ]
+    pixelated = [attributes for tag, attributes in page[1].elements if tag == "img" and attributes.get("class")]
     assert len(pixelated) >= 30 * (1 + len(SHARE_RIGHT))
     assert {attributes["data-right"] for attributes in items} == {"yes", "no"}
 
 
 def test_gallery_takes_edit_types_evenly_and_ignores_scores():
     scores = [
-        {"item_id": f"{i}", "edit_type": "color" if i < 6 else "remove", "whole_scene_right": i % 2}
-        for i in range(9)
+        {"item_id": f"{i}", "edit_type": "color" if i < 6 else "remove", "whole_scene_right": i % 2} for i in range(9)
     ]
     assert choose_items(scores, 4) == ["0", "6", "1", "7"]
     assert len(choose_items(scores, 100)) == 9
@@ -141,9 +134,7 @@ def test_artifact_and_tables(run, tmp_path):
     }
 
 
-@pytest.mark.parametrize(
-    "kept", [(), ("ingest",), ("ingest", "caption", "train_byg"), ("scenes", "evaluate")]
-)
+@pytest.mark.parametrize("kept", [(), ("ingest",), ("ingest", "caption", "train_byg"), ("scenes", "evaluate")])
 def test_it_uses_what_is_there(run, kept):
     root, inputs = run
     given: dict[str, Artifact] = {name: inputs[name] for name in kept}

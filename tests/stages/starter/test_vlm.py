@@ -52,9 +52,7 @@ def documents_of(edits, generator):
     return found
 
 
-@pytest.mark.parametrize(
-    "text", ["", "red", "Ünïcode 漢字 \t\n  two  spaces", 'a "quoted" {brace}', "\0\x7f🙂"]
-)
+@pytest.mark.parametrize("text", ["", "red", "Ünïcode 漢字 \t\n  two  spaces", 'a "quoted" {brace}', "\0\x7f🙂"])
 def test_any_text_round_trips(text):
     tokenizer = build_processor().tokenizer
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
@@ -101,9 +99,7 @@ def test_packed_forward_equals_transformers(generator):
         for row, document in enumerate(documents):
             for segment, (question, answer) in enumerate(document.questions, start=1):
                 content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": question}]
-                text = processor.apply_chat_template(
-                    [{"role": "user", "content": content}], add_generation_prompt=True
-                )
+                text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
                 images = [Image.fromarray(image) for image in document.images]
                 inputs = processor(text=[f"{text}{answer}<|im_end|>"], images=images, return_tensors="pt")
                 expected = model(**inputs).logits[0]
@@ -190,9 +186,7 @@ def test_shipped_model_loads_plainly_and_sees():
     for scene in scenes:
         image = Image.fromarray(world.render(scene))
         inputs = processor(text=[text], images=[image], return_tensors="pt")
-        tokens = model.generate(**inputs, max_new_tokens=40, do_sample=False)[
-            0, inputs["input_ids"].shape[1] :
-        ]
+        tokens = model.generate(**inputs, max_new_tokens=40, do_sample=False)[0, inputs["input_ids"].shape[1] :]
         right += processor.tokenizer.decode(tokens, skip_special_tokens=True) == world.caption(scene)
     assert right >= 11
 

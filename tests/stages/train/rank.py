@@ -15,9 +15,7 @@ from stages.train.settings import TrainConfig
 from stages.train.stage import identity_of, load_judge
 
 
-def main(
-    rank: int, world_size: int, port: int, config: TrainConfig, encoded: Path, out: Path, resume: bool
-) -> None:
+def main(rank: int, world_size: int, port: int, config: TrainConfig, encoded: Path, out: Path, resume: bool) -> None:
     os.environ |= {
         "RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",

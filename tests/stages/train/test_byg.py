@@ -61,24 +61,18 @@ def coupled_loss(config: byg.ByGConfig, student: Net, ema: Net, frozen: Net, bat
         clean = visited[-1]
         x_reverse = flow.noised(source, noise_reverse, t_reverse)
         v_src, v_tgt = (frozen(x_t, t, text[name], None) for name in ("src_caption", "tgt_caption"))
-        r_src, r_tgt = (
-            frozen(x_reverse, t_reverse, text[name], None) for name in ("tgt_caption", "src_caption")
-        )
+        r_src, r_tgt = (frozen(x_reverse, t_reverse, text[name], None) for name in ("tgt_caption", "src_caption"))
     velocity = student(x_t, t, text["instruction"], source)
     estimate = x_t - t.double()[:, None, None] * velocity
     condition = estimate + (clean - estimate).detach()
     assert torch.allclose(condition, clean)  # its value is the clean edit
     reverse = student(x_reverse, t_reverse, text["reverse_instruction"], condition)
     cycle = (reverse - (noise_reverse - source)).square().mean()
-    prior = byg.prior_loss(config, velocity, v_src, v_tgt, t) + byg.prior_loss(
-        config, reverse, r_src, r_tgt, t_reverse
-    )
+    prior = byg.prior_loss(config, velocity, v_src, v_tgt, t) + byg.prior_loss(config, reverse, r_src, r_tgt, t_reverse)
     return config.lambda_cycle * cycle + config.lambda_prior * prior
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"lambda_cycle": 2.0, "lambda_prior": 0.3, "prior_t_range": (0.1, 0.8)}]
-)
+@pytest.mark.parametrize("settings", [{}, {"lambda_cycle": 2.0, "lambda_prior": 0.3, "prior_t_range": (0.1, 0.8)}])
 def test_decoupled_gradients_equal_those_of_one_graph(settings):
     config = byg.ByGConfig(num_rollout_steps=4, **settings)
     student, ema, frozen, batch = Net(0), Net(1), Net(2), batch_of(8)

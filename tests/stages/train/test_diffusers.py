@@ -20,9 +20,7 @@ NUM_STEPS = 3
 
 def nontrivial(trainer: Trainer) -> Trainer:
     with torch.no_grad():
-        trainer.ema.flat.copy_(
-            0.2 * torch.randn(trainer.ema.flat.shape, generator=torch.Generator().manual_seed(9))
-        )
+        trainer.ema.flat.copy_(0.2 * torch.randn(trainer.ema.flat.shape, generator=torch.Generator().manual_seed(9)))
     return trainer
 
 
@@ -98,9 +96,7 @@ def test_the_exported_lora_gives_the_same_velocity_in_diffusers(byg_config, data
     x_t, text, reference = batch.latents["target"], batch.texts["instruction"], batch.latents["source"]
     with torch.no_grad():
         ours = trainer.role("ema")(x_t, t, text, reference)
-        theirs = flux.velocity(
-            pipeline.transformer, x_t, t, text, reference, data.grid, config.guidance_scale
-        )
+        theirs = flux.velocity(pipeline.transformer, x_t, t, text, reference, data.grid, config.guidance_scale)
         base = trainer.role(None)(x_t, t, text, reference)
     assert (ours - base).abs().max() > 1e-2
     assert (ours - theirs).abs().max() < 1e-5
@@ -112,9 +108,7 @@ def test_an_exported_lora_comes_back_and_its_bytes_are_always_the_same(byg_confi
         save_lora(Folder(tmp_path / name), trainer.ema.tensors, byg_config.rank, byg_config.lora_alpha)
     assert (tmp_path / "a" / FILE).read_bytes() == (tmp_path / "b" / FILE).read_bytes()
     header = (tmp_path / "a" / FILE).read_bytes()[8:]
-    assert header.index(b'"__metadata__"') == 1 and header.index(b'"format"') < header.index(
-        b'"lora_adapter_metadata"'
-    )
+    assert header.index(b'"__metadata__"') == 1 and header.index(b'"format"') < header.index(b'"lora_adapter_metadata"')
     tensors = read_lora(tmp_path / "a", trainer.ema.shapes, byg_config.lora_alpha)
     other = Trainer(byg_config, data, CPU)
     other.start_from(tensors)
@@ -133,9 +127,7 @@ def test_a_lora_that_does_not_fit_is_refused(byg_config, data, tmp_path):
         read_lora(tmp_path / "nowhere", trainer.ema.shapes, 4.0)
 
 
-def test_a_preview_is_what_the_exported_adapter_makes_at_inference(
-    byg_config, data, flux_folder, pictures, tmp_path
-):
+def test_a_preview_is_what_the_exported_adapter_makes_at_inference(byg_config, data, flux_folder, pictures, tmp_path):
     trainer = nontrivial(Trainer(byg_config, data, CPU))
     texts = ("remove the blue square", "add a blue square")
     items = [Item(str(i), picture, *texts, "") for i, picture in enumerate(pictures)]

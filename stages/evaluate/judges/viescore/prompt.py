@@ -107,9 +107,7 @@ def parse(text: str) -> Scores | str:
     if not scored:
         return "no_score"
     score = scored[-1]["score"]
-    numbers = isinstance(score, list) and all(
-        isinstance(s, int | float) and not isinstance(s, bool) for s in score
-    )
+    numbers = isinstance(score, list) and all(isinstance(s, int | float) and not isinstance(s, bool) for s in score)
     if not numbers or len(score) != 2:
         return "score_not_two_numbers"
     if not all(math.isfinite(s) and 0 <= s <= MAX_SCORE for s in score):
