@@ -1,6 +1,7 @@
 """What a pipeline is made of: stages, the resources that they need, and the context that a stage works in."""
 
 import collections
+import dataclasses
 import os
 import pathlib
 import re
@@ -46,7 +47,8 @@ class Stage:
     """A node of the graph: a function that fills a folder from the artifacts of the stages that it needs.
 
     Change `version` when the function's results change. `sources` names outside files or folders (paths or
-    URLs) whose content belongs to the fingerprint.
+    URLs) whose content belongs to the fingerprint. `uses` tells from all stages' configurations whether a
+    need is one; where it isn't, the needed stage isn't made for this one.
     """
 
     name: str
@@ -56,6 +58,17 @@ class Stage:
     needs: tuple[str, ...] = ()
     resources: Resources = Resources()
     sources: Callable[[Any], Sequence[str]] | None = None
+    uses: Callable[[Mapping[str, Any], str], bool] | None = None
+
+
+def narrowed(stages: Sequence[Stage], configs: Mapping[str, StageConfig]) -> list[Stage]:
+    """The stages with only those needs that they use under these configurations."""
+    return [
+        dataclasses.replace(stage, needs=tuple(need for need in stage.needs if stage.uses(configs, need)))
+        if stage.uses
+        else stage
+        for stage in stages
+    ]
 
 
 def ordered(stages: Sequence[Stage]) -> list[Stage]:

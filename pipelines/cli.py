@@ -10,7 +10,7 @@ from typing import Any
 
 from cluster import record
 from cluster.config import apply_settings, build_configs, find_profile, read_profile
-from cluster.dag import Stage, leading_to, ordered
+from cluster.dag import Stage, leading_to, narrowed, ordered
 from cluster.errors import RequestError, UserError
 from cluster.folder import Folder
 from cluster.plan import MissingInputs, Planned, Selection, make_plan
@@ -86,9 +86,13 @@ def _run(
         raise RequestError(f"Which profile? Give --profile with one of: {known}; or the path of a YAML file.")
     profile = read_profile(find_profile(arguments.profile, profiles))
     targets = profile.targets or default_targets
+    every_stage = stages
     stages = leading_to(stages, targets) if targets else stages
     values = apply_settings(profile.values, arguments.settings)
     configs = build_configs({stage.name: stage.config for stage in ordered(stages)}, values)
+    stages = narrowed(stages, configs)
+    stages = leading_to(stages, targets) if targets else stages
+    _refuse_unused(arguments, every_stage, stages)
     root = Folder(arguments.root)
     plan = make_plan(stages, configs, root, Selection(arguments.only, arguments.start, arguments.force))
     print(plan_table(plan), flush=True)
@@ -116,6 +120,17 @@ def _run(
     live(run.journal.run)
     _print_end(plan, summary, root, run)
     return {"ok": OK, "cancelled": STOPPED}.get(run.journal.run.status, FAILED)
+
+
+def _refuse_unused(arguments: argparse.Namespace, every_stage: Sequence[Stage], stages: Sequence[Stage]) -> None:
+    """Raises RequestError for a stage of the pipeline that this request names and its settings leave out."""
+    unused = {stage.name for stage in every_stage} - {stage.name for stage in stages}
+    for name in (*arguments.only, *((arguments.start,) if arguments.start else ()), *arguments.force):
+        if name in unused:
+            raise RequestError(
+                f"Stage {name!r} isn't used by profile {arguments.profile!r} as it is set: nothing that the profile "
+                "makes needs it. Its _targets, or edit.methods, decide what is made."
+            )
 
 
 def _print_end(plan: Sequence[Planned], summary: dict[str, Any], root: Folder, run: Run) -> None:

@@ -8,7 +8,9 @@ Read this file first: every stage of the project is named here, with what it nee
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python pipelines/full.py` sees only pipelines/
 
@@ -16,7 +18,7 @@ from cluster.dag import Resources, Stage
 from pipelines.cli import main
 from stages.ablation.stage import AblationConfig, ablate, ablation_sources
 from stages.caption.stage import CaptionConfig, caption_images, caption_sources
-from stages.edit.stage import EditConfig, edit_images, edit_sources
+from stages.edit.stage import EditConfig, edit_images, edit_sources, trained_stages
 from stages.encode.stage import EncodeConfig, encode_pairs, encode_sources, encode_tuples
 from stages.evaluate.stage import EvaluateConfig, evaluate_edits, evaluate_sources
 from stages.ingest.stage import IngestConfig, ingest_images, ingest_sources
@@ -36,8 +38,15 @@ from stages.train.stage import TrainByGConfig, TrainNPEditConfig, TrainSFTConfig
 COORDINATE = Resources(cpus=0)
 VLLM = Resources(cpus=0, label="vllm")
 TRAIN = Resources(cpus=0, label="train")
-EDIT_NEEDS = ("benchmark", "validation", "train_byg", "train_sft")
-REPORT_NEEDS = ("evaluate", "edit", "benchmark", "train_byg", "train_sft", "caption", "ingest")
+TRAININGS = ("train_byg", "train_np_edit", "train_sft")
+EDIT_NEEDS = ("benchmark", "validation", *TRAININGS)
+REPORT_NEEDS = ("evaluate", "edit", "benchmark", *TRAININGS, "caption", "ingest")
+
+
+def is_used(configs: Mapping[str, Any], need: str) -> bool:
+    """A training is made if its method is one of `edit.methods`."""
+    return need not in TRAININGS or need in trained_stages(configs["edit"])
+
 
 STAGES = (
     # training data: pictures alone
@@ -48,17 +57,16 @@ STAGES = (
     # held-out pictures with the edits asked of them; the oracle alone reads their truth
     Stage("benchmark", "1", make_benchmark, BenchmarkConfig),
     Stage("validation", "1", make_benchmark, ValidationConfig),
-    # the editor, and the bound that true pairs would give
+    # the editors, and the bound that true pairs would give; each only if edit.methods has it
     Stage("train_byg", "1", train, TrainByGConfig, ("encode", "validation"), TRAIN, train_sources),
+    Stage("train_np_edit", "1", train, TrainNPEditConfig, ("encode", "validation"), TRAIN, train_sources),
     Stage("pairs", "1", make_pairs, PairsConfig),
     Stage("encode_pairs", "1", encode_pairs, EncodeConfig, ("pairs",), COORDINATE, encode_sources),
     Stage("train_sft", "1", train, TrainSFTConfig, ("encode_pairs", "validation"), TRAIN, train_sources),
     # every method on the benchmark, judged and measured
-    Stage("edit", "1", edit_images, EditConfig, EDIT_NEEDS, COORDINATE, edit_sources),
+    Stage("edit", "1", edit_images, EditConfig, EDIT_NEEDS, COORDINATE, edit_sources, is_used),
     Stage("evaluate", "1", evaluate_edits, EvaluateConfig, ("edit", "benchmark"), VLLM, evaluate_sources),
-    Stage("report", "1", write_report, ReportConfig, REPORT_NEEDS),
-    # only where it is asked for: a few-step editor trained by a vision-language model's Yes and No
-    Stage("train_np_edit", "1", train, TrainNPEditConfig, ("encode",), TRAIN, train_sources),
+    Stage("report", "1", write_report, ReportConfig, REPORT_NEEDS, uses=is_used),
     # only where a profile names it as its target: ByG without one part at a time
     Stage("ablation", "1", ablate, AblationConfig, ("encode", "benchmark"), COORDINATE, ablation_sources),
 )

@@ -13,8 +13,12 @@ from cluster.errors import UserError
 if TYPE_CHECKING:
     from stages.edit.sampler import FluxSampler
 
-Method = Literal["byg", "untrained", "copy", "regenerate", "sdedit", "sft"]
-ADAPTER_STAGES = {"byg": "train_byg", "sft": "train_sft"}  # trained methods, and the stages that train them
+Method = Literal["byg", "np_edit", "untrained", "copy", "regenerate", "sdedit", "sft"]
+ADAPTER_STAGES = {
+    "byg": "train_byg",
+    "np_edit": "train_np_edit",
+    "sft": "train_sft",
+}  # trained methods, and the stages that train them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +58,31 @@ class InstructionEditor:
         tokens = self.sampler.sample(
             [item.instruction for item in items],
             noise,
+            height,
+            width,
+            reference=self.sampler.tokens([item.image for item in items]),
+            adapter=self.adapter,
+        )
+        return self.sampler.pictures(tokens, height, width)
+
+
+@dataclasses.dataclass(frozen=True)
+class FewStepEditor:
+    """An editor that was trained for a few times alone, such as NP-Edit's: it jumps, and is noised anew in between."""
+
+    sampler: FluxSampler
+    seed: int
+    adapter: str | None
+    times: Sequence[float]
+
+    def edit(self, items: Sequence[Item]) -> list[Image.Image]:
+        height, width, noise = _start(self.sampler, items, self.seed)
+        item_ids = [item.item_id for item in items]
+        fresh = [self.sampler.noise(item_ids, self.seed, height, width, draw) for draw in range(1, len(self.times))]
+        tokens = self.sampler.sample_few_step(
+            [item.instruction for item in items],
+            [noise, *fresh],
+            self.times,
             height,
             width,
             reference=self.sampler.tokens([item.image for item in items]),

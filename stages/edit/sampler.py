@@ -20,20 +20,15 @@ from stages.train.backbones.pictures import to_images, to_pixels
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"  # the name by which diffusers finds a LoRA in a folder
 
 
-def item_noise(item_id: str, seed: int, num_tokens: int, num_channels: int) -> torch.Tensor:
-    """The noise `[N, C]` (float32, drawn on the CPU) that an item starts from, in any batch and method."""
-    digest = hashlib.sha256(f"{seed}:{item_id}".encode()).digest()
+def item_noise(item_id: str, seed: int, num_tokens: int, num_channels: int, draw: int = 0) -> torch.Tensor:
+    """The noise `[N, C]` (float32, drawn on the CPU) that an item starts from, in any batch and method.
+
+    `draw` counts further ones, for samplers that noise anew on the way.
+    """
+    name = f"{seed}:{item_id}:{draw}" if draw else f"{seed}:{item_id}"
+    digest = hashlib.sha256(name.encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
     return torch.randn(num_tokens, num_channels, generator=generator)
-
-
-def euler(
-    velocity: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], state: torch.Tensor, nodes: torch.Tensor
-) -> torch.Tensor:
-    """Follows `velocity(x_t, t)` from the state at `nodes[0]` to that at `nodes[-1]`, in float32."""
-    for t, next_t in zip(nodes[:-1], nodes[1:], strict=True):
-        state = state + (next_t - t) * velocity(state, t.expand(len(state))).float()
-    return state
 
 
 def scheduler_shift(scheduler: Mapping, num_tokens: int) -> float:
@@ -114,11 +109,11 @@ class FluxSampler:
         """Packed latents as pictures."""
         return to_images(self.encoder.decode_pixels(tokens.to(self.dtype), height, width))
 
-    def noise(self, item_ids: Sequence[str], seed: int, height: int, width: int) -> torch.Tensor:
-        """The items' noise as tokens `[B, N, 64]`."""
+    def noise(self, item_ids: Sequence[str], seed: int, height: int, width: int, draw: int = 0) -> torch.Tensor:
+        """The items' noise as tokens `[B, N, 64]`; see `item_noise`."""
         rows, columns = self.encoder.grid(height, width)
         channels = self.transformer.config.in_channels
-        return torch.stack([item_noise(i, seed, rows * columns, channels) for i in item_ids]).to(self.device)
+        return torch.stack([item_noise(i, seed, rows * columns, channels, draw) for i in item_ids]).to(self.device)
 
     @property
     def token_size(self) -> int:
@@ -166,7 +161,27 @@ class FluxSampler:
         start = flow.noised(source, noise, nodes[:1].expand(len(source)))
         return self._follow(texts, start, nodes, height, width, None, None)
 
+    @torch.no_grad()
+    def sample_few_step(
+        self,
+        texts: Sequence[str],
+        noises: Sequence[torch.Tensor],
+        times: Sequence[float],
+        height: int,
+        width: int,
+        *,
+        reference: torch.Tensor,
+        adapter: str | None,
+    ) -> torch.Tensor:
+        """Tokens `[B, N, 64]` of a few-step editor, which knows just these `times` (NP-Edit, eq. 3)."""
+        with self.adapters.use(adapter):
+            return flow.few_step(self._velocity(texts, height, width, reference), noises, times)
+
     def _follow(self, texts, state, nodes, height, width, reference, adapter) -> torch.Tensor:
+        with self.adapters.use(adapter):
+            return flow.euler(self._velocity(texts, height, width, reference), state, nodes)
+
+    def _velocity(self, texts, height, width, reference) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         grid, text = self.encoder.grid(height, width), self.encoder.encode_text(texts)
         if reference is not None:
             reference = reference.to(self.dtype)
@@ -183,5 +198,4 @@ class FluxSampler:
                 self.reference_positions,
             )
 
-        with self.adapters.use(adapter):
-            return euler(velocity, state, nodes)
+        return velocity

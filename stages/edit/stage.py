@@ -23,6 +23,7 @@ from stages.edit.editors import (
     ADAPTER_STAGES,
     Copy,
     Editor,
+    FewStepEditor,
     InstructionEditor,
     Method,
     Regenerate,
@@ -30,6 +31,7 @@ from stages.edit.editors import (
 )
 from stages.edit.strength import SCORES_SCHEMA, chosen_strength, compare_strengths, score_edit
 from stages.train.backbones.models import Device, Dtype, model_sources, resolved_device, resolved_model
+from stages.train.methods.settings import SETTINGS
 
 if TYPE_CHECKING:
     from stages.edit.sampler import FluxSampler
@@ -42,7 +44,7 @@ EDITS_SCHEMA = pa.schema(
 class EditConfig(StageConfig):
     """Which methods edit, and how they sample."""
 
-    methods: tuple[Method, ...] = ("byg", "untrained", "copy", "regenerate", "sdedit", "sft")
+    methods: tuple[Method, ...] = ("byg", "np_edit", "untrained", "copy", "regenerate", "sdedit", "sft")
     model: str = Field("stages/starter/models/flux", description="A FluxPipeline's folder, or a hub id.")
     num_inference_steps: int = Field(10, ge=1)
     guidance_scale: float = Field(3.5, ge=0)
@@ -81,6 +83,11 @@ class EditConfig(StageConfig):
         return strengths
 
 
+def trained_stages(config: EditConfig) -> set[str]:
+    """The stages that train the configured methods."""
+    return {stage for method, stage in ADAPTER_STAGES.items() if method in config.methods}
+
+
 def edit_sources(config: EditConfig) -> Sequence[str]:
     """The outside files whose content belongs to the stage's fingerprint."""
     return model_sources(config.model)
@@ -89,7 +96,7 @@ def edit_sources(config: EditConfig) -> Sequence[str]:
 def edit_images(inputs: Mapping[str, Artifact], config: EditConfig, context: Context) -> None:
     """Writes `edits/<method>/*.parquet`, a row for each item and method.
 
-    Needs the artifact `benchmark`; `train_byg` and `train_sft` for the methods byg and sft; `validation` if a
+    Needs the artifact `benchmark`; for each trained method the stage that ADAPTER_STAGES names; `validation` if a
     strength of SDEdit is to be chosen: the comparison is left in `strengths.parquet`.
 
     Raises:
@@ -98,13 +105,14 @@ def edit_images(inputs: Mapping[str, Artifact], config: EditConfig, context: Con
     """
     benchmark = inputs["benchmark"].folder
     adapters = _adapters(inputs, config)
+    times = _few_step_times(inputs, config)
     item_ids = item_ids_of(benchmark)
     context.log_input("benchmark", inputs["benchmark"].fingerprint, len(item_ids))
     strength = config.sdedit_strengths[0]
 
     def tasks(methods: Sequence[Method]) -> dict[str, Task]:
         return {
-            name: Task(benchmark, tuple(ids), method, strength)
+            name: Task(benchmark, tuple(ids), method, strength, times=times.get(method))
             for method in methods
             for name, ids in name_shards(item_ids, config.shard_size, prefix=f"edits/{method}/").items()
         }
@@ -124,13 +132,17 @@ def edit_images(inputs: Mapping[str, Artifact], config: EditConfig, context: Con
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What one shard holds: these items of a benchmark, edited by a method. `tuning`: scored, not kept."""
+    """What one shard holds: these items of a benchmark, edited by a method.
+
+    `tuning`: scored, not kept. `times`: of a method that was trained for just these.
+    """
 
     benchmark: Folder
     item_ids: tuple[str, ...]
     method: Method
     strength: float = 1.0
     tuning: bool = False
+    times: tuple[float, ...] | None = None
 
 
 def _tuning_tasks(inputs: Mapping[str, Artifact], config: EditConfig) -> dict[str, Task]:
@@ -182,6 +194,17 @@ def _adapters(inputs: Mapping[str, Artifact], config: EditConfig) -> dict[str, F
     return adapters
 
 
+def _few_step_times(inputs: Mapping[str, Artifact], config: EditConfig) -> dict[str, tuple[float, ...]]:
+    """The times of every trained method that samples at a few alone, as its training has them."""
+    times = {}
+    for method, stage in ADAPTER_STAGES.items():
+        if method in config.methods:
+            settings = SETTINGS[method].model_validate(inputs[stage].manifest.config.get(method, {}))
+            if settings.few_step_times:
+                times[method] = settings.few_step_times
+    return times
+
+
 @dataclasses.dataclass
 class EditShard:
     """Edits the items of one shard; model and adapters are loaded at the first that needs them, and kept."""
@@ -220,6 +243,8 @@ class EditShard:
             return SDEdit(self.sampler, self.config.seed, task.strength)
         if task.method == "regenerate":
             return Regenerate(self.sampler, self.config.seed)
+        if task.times:
+            return FewStepEditor(self.sampler, self.config.seed, task.method, task.times)
         adapter = task.method if task.method in ADAPTER_STAGES else None
         return InstructionEditor(self.sampler, self.config.seed, adapter)
 

@@ -6,6 +6,8 @@ Conventions: `x_t = (1 - t) x0 + t eps`, velocity `v = eps - x0`, t in [0, 1], 1
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch.nn import functional
 
@@ -56,3 +58,31 @@ def sampling_nodes(num_steps: int, shift: float = 1.0) -> torch.Tensor:
 def nearest_node(t: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:
     """The index of the node nearest to each time, `[B]`."""
     return (t[:, None] - nodes[None, :]).abs().argmin(dim=1)
+
+
+def euler(
+    velocity: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], state: torch.Tensor, nodes: torch.Tensor
+) -> torch.Tensor:
+    """Follows `velocity(x_t, t)` from the state at `nodes[0]` to that at `nodes[-1]`, in float32."""
+    for t, next_t in zip(nodes[:-1], nodes[1:], strict=True):
+        state = state + (next_t - t) * velocity(state, t.expand(len(state))).float()
+    return state
+
+
+def few_step(
+    velocity: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    noises: Sequence[torch.Tensor],
+    times: Sequence[float],
+) -> torch.Tensor:
+    """Samples as a few-step model is trained: a clean estimate at each of the falling `times`, then noise anew.
+
+    The first time is 1; `noises` holds fresh noise `[B, N, C]` for each of them. Float32.
+    """
+    state = noises[0]
+    for index, time in enumerate(times):
+        t = torch.full((len(state),), time, device=state.device)
+        clean = clean_estimate(state, velocity(state, t).float(), t)
+        if index + 1 == len(times):
+            return clean
+        state = noised(clean, noises[index + 1], torch.full_like(t, times[index + 1]))
+    raise ValueError("few_step needs at least one time")

@@ -93,8 +93,10 @@ class Preview:
         self.source = self.encoder.encode_pixels(to_pixels([item.image for item in items]))
         self.text = self.encoder.encode_text([item.instruction for item in items])
         self.reverse_text = self.encoder.encode_text([item.reverse_instruction for item in items])
+        self.times = trainer.settings.few_step_times
         generator = torch.Generator().manual_seed(_SEED)
-        self.noise = torch.randn(self.source.shape, generator=generator).to(trainer.device)
+        noises = [torch.randn(self.source.shape, generator=generator) for _ in self.times or (1.0,)]
+        self.noises = [noise.to(trainer.device) for noise in noises]
         self.nodes = self._nodes(num_steps).to(trainer.device)
 
     def _nodes(self, num_steps: int) -> torch.Tensor:
@@ -117,20 +119,24 @@ class Preview:
     def tokens(self) -> tuple[torch.Tensor, dict[str, float]]:
         """The edits as packed latents, and how well the sources come back from them, by noise level.
 
-        That is the cycle's loss with the edit as reference and the reverse instruction. On every rank at once.
+        That is the cycle's loss with the edit as reference and the reverse instruction; a few-step editor knows
+        no other noise levels than its own, and isn't asked. On every rank at once.
         """
-        velocity = self.trainer.role("ema")
-        state = self.noise
+        velocity, dtype = self.trainer.role("ema"), self.source.dtype
+        state = self.noises[0]
         losses: dict[str, float] = {}
+
+        def edit(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return velocity(x_t.to(dtype), t, self.text, self.source)
 
         def work() -> None:
             nonlocal state
             with torch.no_grad():
-                for t, next_t in zip(self.nodes[:-1], self.nodes[1:], strict=True):
-                    x_t = state.to(self.source.dtype)
-                    moved = velocity(x_t, t.expand(len(x_t)), self.text, self.source)
-                    state = state + (next_t - t) * moved.float()
-                edits, noise = state.to(self.source.dtype), self.noise.to(self.source.dtype)
+                if self.times:
+                    state = flow.few_step(edit, self.noises, self.times)
+                    return
+                state = flow.euler(edit, self.noises[0], self.nodes)
+                edits, noise = state.to(dtype), self.noises[0].to(dtype)
                 for level in _NOISE_LEVELS:
                     t = torch.full((len(edits),), level, device=edits.device)
                     x_t = flow.noised(self.source, noise, t)

@@ -5,10 +5,19 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
-class ByGConfig(BaseModel):
-    """The method's settings; the ablations of the paper's table 4 are one field each."""
+class MethodConfig(BaseModel):
+    """What every method's settings can be asked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @property
+    def few_step_times(self) -> tuple[float, ...] | None:
+        """The falling times, from 1, at which alone the trained editor samples; None: it follows its velocity."""
+        return None
+
+
+class ByGConfig(MethodConfig):
+    """The method's settings; the ablations of the paper's table 4 are one field each."""
 
     gradient_routing: bool = Field(True, description="condition the reverse pass on the clean edit (eq. 4)")
     cycle: bool = Field(True, description="the cycle loss (eq. 3)")
@@ -31,18 +40,14 @@ class ByGConfig(BaseModel):
     )
 
 
-class SFTConfig(BaseModel):
+class SFTConfig(MethodConfig):
     """Settings of supervised training."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     shift: float = Field(1.0, gt=0, description="shift of the times towards noise")
 
 
-class NPEditConfig(BaseModel):
+class NPEditConfig(MethodConfig):
     """NP-Edit's settings; the ablations of the paper's table 3 are one field each."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     vlm: bool = Field(True, description="the judge's loss (eq. 4)")
     dmd: bool = Field(True, description="distribution matching (eq. 5)")
@@ -73,3 +78,10 @@ class NPEditConfig(BaseModel):
         if not (self.vlm or self.dmd):
             raise ValueError("without vlm and without dmd there is nothing to learn from: leave one of them on")
         return self
+
+    @property
+    def few_step_times(self) -> tuple[float, ...]:
+        return (1.0, *sorted({time for time in self.times if time < 1}, reverse=True))
+
+
+SETTINGS: dict[str, type[MethodConfig]] = {"byg": ByGConfig, "np_edit": NPEditConfig, "sft": SFTConfig}

@@ -5,7 +5,7 @@ from PIL import Image
 
 from cluster.errors import UserError
 from cluster.folder import Folder
-from stages.edit.editors import Copy, InstructionEditor, Item, Regenerate, SDEdit
+from stages.edit.editors import Copy, FewStepEditor, InstructionEditor, Item, Regenerate, SDEdit
 from stages.edit.sampler import ADAPTER_FILE, FluxSampler, item_noise, scheduler_shift
 from stages.starter import world
 from stages.train.adapters import Adapters
@@ -124,7 +124,8 @@ def test_sdedit_from_codec_to_text_to_image(sampler, items):
 
 
 def test_an_items_picture_does_not_depend_on_its_batch(sampler, items):
-    for editor in (Copy(), InstructionEditor(sampler, 0), Regenerate(sampler, 0), SDEdit(sampler, 0, 0.6)):
+    few_step = FewStepEditor(sampler, 0, None, (1.0, 0.5))
+    for editor in (Copy(), InstructionEditor(sampler, 0), few_step, Regenerate(sampler, 0), SDEdit(sampler, 0, 0.6)):
         together = editor.edit(items)
         alone = [editor.edit([item])[0] for item in reversed(items)][::-1]
         for a, b in zip(together, alone, strict=True):
@@ -136,6 +137,8 @@ def test_noise_is_the_items_own():
     assert torch.equal(item_noise("a", 0, 16, 64), item_noise("a", 0, 16, 64))
     assert not torch.equal(item_noise("a", 0, 16, 64), item_noise("b", 0, 16, 64))
     assert not torch.equal(item_noise("a", 0, 16, 64), item_noise("a", 1, 16, 64))
+    assert torch.equal(item_noise("a", 0, 16, 64, draw=1), item_noise("a", 0, 16, 64, draw=1))
+    assert not torch.equal(item_noise("a", 0, 16, 64), item_noise("a", 0, 16, 64, draw=1))
     assert item_noise("a", 0, 1000, 64).std() == pytest.approx(1, abs=0.02)
 
 

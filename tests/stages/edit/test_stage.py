@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from cluster.config import identity
 from cluster.errors import UserError
 from cluster.folder import Folder
+from stages.edit.editors import ADAPTER_STAGES
 from stages.edit.stage import EditConfig, edit_images, edit_sources
 from stages.edit.strength import SCORES_SCHEMA, compare_strengths, score_edit
 from stages.starter import world
@@ -28,14 +29,14 @@ NUM_ITEMS = 7
 
 @pytest.fixture(scope="module")
 def given(tiny_flux, tmp_path_factory):
-    """All that the stage can need: benchmark, validation split and two trained adapters."""
+    """All that the stage can need: benchmark, validation split and the trained adapters."""
     path = tmp_path_factory.mktemp("inputs")
     artifacts = {}
     for config in (BenchmarkConfig(num_items=NUM_ITEMS), ValidationConfig(num_items=4)):
         context = make_context(path, config.split)
         make_benchmark({}, config, context)
         artifacts[config.split] = committed(context.out, config.split)
-    for seed, stage in enumerate(("train_byg", "train_sft")):
+    for seed, stage in enumerate(sorted(ADAPTER_STAGES.values())):
         folder = Folder(path / stage)
         save_adapter(tiny_flux, folder.sub("adapter"), seed)
         artifacts[stage] = committed(folder, stage)
@@ -93,6 +94,15 @@ def test_every_method_edits_every_item(given, run):
     assert [row["strength"] for row in table] == [0.3, 0.8] and [row["num_items"] for row in table] == [4, 4]
     chosen = [row["strength"] for row in table if row["chosen"]]
     assert chosen == [context.figures["sdedit_strength"]]
+
+
+def test_a_few_step_editor_samples_at_the_times_of_its_training(given, run):
+    four, _ = run(given, "four", methods=("np_edit",))
+    folder = given["train_np_edit"].folder
+    two = given | {"train_np_edit": committed(folder, "train_np_edit", {"np_edit": {"times": (1.0, 0.5)}})}
+    two, _ = run(two, "two", methods=("np_edit",))
+    four, two = edits(four), edits(two)
+    assert four.keys() == two.keys() and all(four[key] != two[key] for key in four)
 
 
 def test_order_of_work_and_interruption_change_no_picture(given, run):

@@ -128,6 +128,33 @@ def test_two_steps_are_unrolled_as_written():
     assert torch.allclose(np_edit.unroll(config, roles, batch, draws_of(), num_turns=2), second)
 
 
+def test_sampling_in_two_steps_is_what_was_trained():
+    config = NPEditConfig(times=(0.5, 1.0), single_step_turns=0)
+    assert config.few_step_times == (1.0, 0.5)
+    student, batch, draws = Net(0), batch_of(), draws_of()
+    noises = [draws.normal(batch.latents["source"]) for _ in config.few_step_times]
+    text, source = batch.texts["instruction"], batch.latents["source"]
+    sampled = flow.few_step(lambda x, t: student(x, t.double(), text, source), noises, config.few_step_times)
+    two_steps = NPEditConfig(times=(0.5,), single_step_turns=0)
+    trained = np_edit.unroll(two_steps, roles_of(student, Net(1)), batch, draws_of(), num_turns=0)
+    assert torch.allclose(sampled, trained.float(), atol=1e-6)
+
+
+def test_a_model_that_knows_the_answer_gives_it_at_any_times():
+    answer = torch.randn(SHAPE, generator=torch.Generator().manual_seed(4))
+    noises = [torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+    seen = []
+
+    def velocity(x_t, t):
+        seen.append(t[0].item())
+        return (x_t - answer) / t[:, None, None]
+
+    for times in ((1.0,), NPEditConfig().few_step_times):
+        seen.clear()
+        assert torch.allclose(flow.few_step(velocity, noises, times), answer, atol=1e-5)
+        assert seen == list(times)
+
+
 @pytest.mark.parametrize("through_both_steps", [True, False])
 def test_gradient_goes_through_both_steps_or_the_last_alone(through_both_steps):
     config = NPEditConfig(times=(0.5,), single_step_turns=0, through_both_steps=through_both_steps)
