@@ -76,12 +76,12 @@ def few_step(
 ) -> torch.Tensor:
     """Samples as a few-step model is trained: a clean estimate at each of the falling `times`, then noise anew.
 
-    The first time is 1; `noises` holds fresh noise `[B, N, C]` for each of them. Float32.
+    The first time is 1; `noises` holds fresh noise `[B, N, C]` for each of them, whose dtype the states have.
     """
     state = noises[0]
     for index, time in enumerate(times):
         t = torch.full((len(state),), time, device=state.device)
-        clean = clean_estimate(state, velocity(state, t).float(), t)
+        clean = clean_estimate(state, velocity(state, t).to(state.dtype), t)
         if index + 1 == len(times):
             return clean
         state = noised(clean, noises[index + 1], torch.full_like(t, times[index + 1]))

@@ -146,16 +146,16 @@ def test_a_preview_is_what_the_exported_adapter_makes_at_inference(byg_config, d
     assert losses == figures
     t = torch.full((2,), 0.4)
     with torch.no_grad():
-        x_t = flow.noised(preview.source, preview.noise, t)
+        x_t = flow.noised(preview.source, preview.noises[0], t)
         velocity = trainer.role("ema")(x_t, t, preview.reverse_text, tokens)
-    expected = (velocity - (preview.noise - preview.source)).square().mean().item()
+    expected = (velocity - (preview.noises[0] - preview.source)).square().mean().item()
     assert losses["validation_cycle_t0.4"] == pytest.approx(expected, rel=1e-5)
     save_lora(Folder(tmp_path), trainer.ema.tensors, byg_config.rank, byg_config.lora_alpha)
     pipeline = pipeline_of("FluxKontextPipeline", flux_folder)
     pipeline.load_lora_weights(tmp_path)
     theirs = pipeline(
         image=to_pixels(pictures) / 2 + 0.5, prompt=[item.instruction for item in items], height=16, width=16,
-        num_inference_steps=NUM_STEPS, guidance_scale=byg_config.guidance_scale, latents=preview.noise,
+        num_inference_steps=NUM_STEPS, guidance_scale=byg_config.guidance_scale, latents=preview.noises[0],
         max_sequence_length=16, max_area=16 * 16, _auto_resize=False,
     ).images  # fmt: skip
     assert all(np.abs(np.int32(a) - np.int32(b)).max() <= 1 for a, b in zip(seen, theirs, strict=True))
