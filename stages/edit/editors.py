@@ -13,7 +13,7 @@ from cluster.errors import UserError
 if TYPE_CHECKING:
     from stages.edit.sampler import FluxSampler
 
-Method = Literal["byg", "np_edit", "untrained", "copy", "regenerate", "sdedit", "sft"]
+Method = Literal["byg", "np_edit", "untrained", "copy", "regenerate", "sdedit", "flowedit", "sft"]
 ADAPTER_STAGES = {
     "byg": "train_byg",
     "np_edit": "train_np_edit",
@@ -76,12 +76,11 @@ class FewStepEditor:
     times: Sequence[float]
 
     def edit(self, items: Sequence[Item]) -> list[Image.Image]:
-        height, width, noise = _start(self.sampler, items, self.seed)
-        item_ids = [item.item_id for item in items]
-        fresh = [self.sampler.noise(item_ids, self.seed, height, width, draw) for draw in range(1, len(self.times))]
+        height, width, _ = _start(self.sampler, items, self.seed)
+        fresh = self.sampler.noises([item.item_id for item in items], self.seed, height, width)
         tokens = self.sampler.sample_few_step(
             [item.instruction for item in items],
-            [noise, *fresh],
+            [fresh() for _ in self.times],
             self.times,
             height,
             width,
@@ -119,15 +118,54 @@ class SDEdit:
         return self.sampler.pictures(tokens, height, width)
 
 
-def _start(sampler: FluxSampler, items: Sequence[Item], seed: int):
-    """(height, width, noise) of a batch.
+@dataclasses.dataclass(frozen=True)
+class FlowEdit:
+    """Carries the source along the difference of two velocities, of the target's caption and of the source's.
 
-    Raises UserError for a picture that can't be cut into whole tokens.
+    `start` and `end` are the paper's n_max / n and n_min / n: of the sampler's steps the last share `start` is taken,
+    and of these the last share `end` (of all steps) is ordinary sampling. `guidance_scales`: (source, target).
     """
+
+    sampler: FluxSampler
+    seed: int
+    start: float
+    end: float
+    num_averages: int
+    guidance_scales: tuple[float, float]
+
+    def edit(self, items: Sequence[Item]) -> list[Image.Image]:
+        from stages.edit.flow_edit import flow_edit
+
+        sampler, (height, width) = self.sampler, size_of(items, self.sampler.token_size)
+        source = sampler.tokens([item.image for item in items])
+        src_guidance, tgt_guidance = self.guidance_scales
+        nodes = sampler.nodes(source.shape[1])
+        num_steps = max(1, round(self.start * sampler.num_inference_steps))
+        with sampler.adapters.use(None):
+            tokens = flow_edit(
+                sampler.velocity([item.src_caption for item in items], height, width, src_guidance),
+                sampler.velocity([item.tgt_caption for item in items], height, width, tgt_guidance),
+                source,
+                sampler.noises([item.item_id for item in items], self.seed, height, width),
+                nodes[-num_steps - 1 :],
+                num_averages=self.num_averages,
+                num_sampled_steps=round(self.end * sampler.num_inference_steps),
+            )
+        return sampler.pictures(tokens, height, width)
+
+
+def size_of(items: Sequence[Item], multiple: int) -> tuple[int, int]:
+    """(height, width) of a batch. Raises UserError where a side isn't a multiple of what the model works on."""
     width, height = items[0].image.size
-    if width % sampler.token_size or height % sampler.token_size:
+    if width % multiple or height % multiple:
         raise UserError(
             f"edit: the picture of item {items[0].item_id!r} is {width}x{height} pixels; this model works on "
-            f"sides that are multiples of {sampler.token_size}. Resize or crop the benchmark's pictures."
+            f"sides that are multiples of {multiple}. Resize or crop the benchmark's pictures."
         )
+    return height, width
+
+
+def _start(sampler: FluxSampler, items: Sequence[Item], seed: int):
+    """(height, width, noise) of a batch. Raises UserError as `size_of` does."""
+    height, width = size_of(items, sampler.token_size)
     return height, width, sampler.noise([item.item_id for item in items], seed, height, width)

@@ -20,15 +20,15 @@ from stages.train.backbones.pictures import to_images, to_pixels
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"  # the name by which diffusers finds a LoRA in a folder
 
 
-def item_noise(item_id: str, seed: int, num_tokens: int, num_channels: int, draw: int = 0) -> torch.Tensor:
-    """The noise `[N, C]` (float32, drawn on the CPU) that an item starts from, in any batch and method.
+def item_generator(item_id: str, seed: int) -> torch.Generator:
+    """The generator (on the CPU) of an item's draws, the same in any batch and method."""
+    digest = hashlib.sha256(f"{seed}:{item_id}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
-    `draw` counts further ones, for samplers that noise anew on the way.
-    """
-    name = f"{seed}:{item_id}:{draw}" if draw else f"{seed}:{item_id}"
-    digest = hashlib.sha256(name.encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-    return torch.randn(num_tokens, num_channels, generator=generator)
+
+def item_noise(item_id: str, seed: int, num_tokens: int, num_channels: int) -> torch.Tensor:
+    """The noise `[N, C]` (float32, drawn on the CPU) that an item starts from, in any batch and method."""
+    return torch.randn(num_tokens, num_channels, generator=item_generator(item_id, seed))
 
 
 def scheduler_shift(scheduler: Mapping, num_tokens: int) -> float:
@@ -109,11 +109,16 @@ class FluxSampler:
         """Packed latents as pictures."""
         return to_images(self.encoder.decode_pixels(tokens.to(self.dtype), height, width))
 
-    def noise(self, item_ids: Sequence[str], seed: int, height: int, width: int, draw: int = 0) -> torch.Tensor:
-        """The items' noise as tokens `[B, N, 64]`; see `item_noise`."""
+    def noise(self, item_ids: Sequence[str], seed: int, height: int, width: int) -> torch.Tensor:
+        """The items' noise as tokens `[B, N, 64]`."""
+        return self.noises(item_ids, seed, height, width)()
+
+    def noises(self, item_ids: Sequence[str], seed: int, height: int, width: int) -> Callable[[], torch.Tensor]:
+        """Fresh noise `[B, N, 64]` of the items at every call; the first is that of `noise`."""
         rows, columns = self.encoder.grid(height, width)
-        channels = self.transformer.config.in_channels
-        return torch.stack([item_noise(i, seed, rows * columns, channels, draw) for i in item_ids]).to(self.device)
+        shape = (rows * columns, self.transformer.config.in_channels)
+        generators = [item_generator(item_id, seed) for item_id in item_ids]
+        return lambda: torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
 
     @property
     def token_size(self) -> int:
@@ -174,18 +179,24 @@ class FluxSampler:
         adapter: str | None,
     ) -> torch.Tensor:
         """Tokens `[B, N, 64]` of a few-step editor, which knows just these `times` (NP-Edit, eq. 3)."""
+        velocity = self.velocity(texts, height, width, self.guidance_scale, reference)
         with self.adapters.use(adapter):
-            return flow.few_step(self._velocity(texts, height, width, reference), noises, times)
+            return flow.few_step(velocity, noises, times)
 
-    def _follow(self, texts, state, nodes, height, width, reference, adapter) -> torch.Tensor:
-        with self.adapters.use(adapter):
-            return flow.euler(self._velocity(texts, height, width, reference), state, nodes)
-
-    def _velocity(self, texts, height, width, reference) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    def velocity(
+        self,
+        texts: Sequence[str],
+        height: int,
+        width: int,
+        guidance_scale: float,
+        reference: torch.Tensor | None = None,
+    ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """The model's velocity `(x_t [B, N, 64], t [B]) -> [B, N, 64]` for texts, under the adapter then active."""
         grid, text = self.encoder.grid(height, width), self.encoder.encode_text(texts)
         if reference is not None:
             reference = reference.to(self.dtype)
 
+        @torch.no_grad()
         def velocity(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             return flux.velocity(
                 self.transformer,
@@ -194,8 +205,13 @@ class FluxSampler:
                 text,
                 reference,
                 grid,
-                self.guidance_scale,
+                guidance_scale,
                 self.reference_positions,
             )
 
         return velocity
+
+    def _follow(self, texts, state, nodes, height, width, reference, adapter) -> torch.Tensor:
+        velocity = self.velocity(texts, height, width, self.guidance_scale, reference)
+        with self.adapters.use(adapter):
+            return flow.euler(velocity, state, nodes)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 from PIL import Image
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.artifacts import Artifact
 from cluster.config import StageConfig, runtime
@@ -24,12 +24,13 @@ from stages.edit.editors import (
     Copy,
     Editor,
     FewStepEditor,
+    FlowEdit,
     InstructionEditor,
     Method,
     Regenerate,
     SDEdit,
 )
-from stages.edit.strength import SCORES_SCHEMA, chosen_strength, compare_strengths, score_edit
+from stages.edit.strength import SCORES_SCHEMA, TUNED, chosen_strengths, compare_strengths, score_edit
 from stages.train.backbones.models import Device, Dtype, model_sources, resolved_device, resolved_model
 from stages.train.methods.settings import SETTINGS
 
@@ -44,7 +45,7 @@ EDITS_SCHEMA = pa.schema(
 class EditConfig(StageConfig):
     """Which methods edit, and how they sample."""
 
-    methods: tuple[Method, ...] = ("byg", "np_edit", "untrained", "copy", "regenerate", "sdedit", "sft")
+    methods: tuple[Method, ...] = ("byg", "np_edit", "untrained", "copy", "regenerate", "sdedit", "flowedit", "sft")
     model: str = Field("stages/starter/models/flux", description="A FluxPipeline's folder, or a hub id.")
     num_inference_steps: int = Field(10, ge=1)
     guidance_scale: float = Field(3.5, ge=0)
@@ -57,6 +58,19 @@ class EditConfig(StageConfig):
         min_length=1,
         description="Times in (0, 1] to which SDEdit noises the source. Of several the best on the "
         "validation split is taken, by the oracle's share of whole scenes right.",
+    )
+    flowedit_starts: tuple[float, ...] = Field(
+        (0.6, 0.7, 0.8, 0.9, 1.0),
+        min_length=1,
+        description="FlowEdit's n_max / n, the share of the steps that it takes, in (0, 1]; chosen as SDEdit's "
+        "strength is. The paper has 24 / 28 for FLUX.1-dev.",
+    )
+    flowedit_end: float = Field(
+        0, ge=0, description="FlowEdit's n_min / n, the share of the steps that are ordinary sampling at the end."
+    )
+    flowedit_num_averages: int = Field(1, ge=1, description="Draws of noise that a step of FlowEdit averages over.")
+    flowedit_guidance_scales: tuple[float, float] = Field(
+        (1.5, 5.5), description="FlowEdit's, under the source's caption and the target's; as for FLUX.1-dev."
     )
     seed: int = Field(0, ge=0)
     dtype: Dtype = "float32"
@@ -75,12 +89,18 @@ class EditConfig(StageConfig):
             raise ValueError("name at least one method, and each once")
         return methods
 
-    @field_validator("sdedit_strengths")
+    @field_validator(*TUNED.values())
     @classmethod
-    def _strengths_are_times(cls, strengths: tuple[float, ...]) -> tuple[float, ...]:
+    def _strengths_are_shares(cls, strengths: tuple[float, ...]) -> tuple[float, ...]:
         if not all(0 < strength <= 1 for strength in strengths):
-            raise ValueError("a strength lies above 0 and is at most 1")
+            raise ValueError("each lies above 0 and is at most 1")
         return strengths
+
+    @model_validator(mode="after")
+    def _flowedit_ends_after_its_start(self) -> EditConfig:
+        if self.flowedit_end > min(self.flowedit_starts):
+            raise ValueError("flowedit_end is at most the lowest of flowedit_starts")
+        return self
 
 
 def trained_stages(config: EditConfig) -> set[str]:
@@ -97,7 +117,7 @@ def edit_images(inputs: Mapping[str, Artifact], config: EditConfig, context: Con
     """Writes `edits/<method>/*.parquet`, a row for each item and method.
 
     Needs the artifact `benchmark`; for each trained method the stage that ADAPTER_STAGES names; `validation` if a
-    strength of SDEdit is to be chosen: the comparison is left in `strengths.parquet`.
+    strength of SDEdit or a start of FlowEdit is to be chosen: the comparison is left in `strengths.parquet`.
 
     Raises:
         UserError: an artifact that a method needs is missing or of another model; an item is doubled,
@@ -108,25 +128,26 @@ def edit_images(inputs: Mapping[str, Artifact], config: EditConfig, context: Con
     times = _few_step_times(inputs, config)
     item_ids = item_ids_of(benchmark)
     context.log_input("benchmark", inputs["benchmark"].fingerprint, len(item_ids))
-    strength = config.sdedit_strengths[0]
+    strengths = {method: getattr(config, TUNED[method])[0] for method in TUNED if method in config.methods}
 
     def tasks(methods: Sequence[Method]) -> dict[str, Task]:
         return {
-            name: Task(benchmark, tuple(ids), method, strength, times=times.get(method))
+            name: Task(benchmark, tuple(ids), method, strengths.get(method, 1.0), times=times.get(method))
             for method in methods
             for name, ids in name_shards(item_ids, config.shard_size, prefix=f"edits/{method}/").items()
         }
 
     tuning = _tuning_tasks(inputs, config)
     if tuning:
-        others = [method for method in config.methods if method != "sdedit"]
+        waiting = {task.method for task in tuning.values()}
+        others = [method for method in config.methods if method not in waiting]
         _run(tasks(others) | tuning, adapters, config, context)
-        table = compare_strengths(context.out, {name: task.strength for name, task in tuning.items()})
+        compared = {name: (task.method, task.strength) for name, task in tuning.items()}
+        table = compare_strengths(context.out, compared)
         context.out.write_table("strengths.parquet", table)
-        strength = chosen_strength(table.to_pylist())
+        strengths |= chosen_strengths(table.to_pylist())
     _run(tasks(config.methods), adapters, config, context)
-    if "sdedit" in config.methods:
-        context.set_figures({"sdedit_strength": strength})
+    context.set_figures({TUNED[method].removesuffix("s"): strength for method, strength in strengths.items()})
     context.set_rows(len(item_ids) * len(config.methods))
 
 
@@ -146,21 +167,23 @@ class Task:
 
 
 def _tuning_tasks(inputs: Mapping[str, Artifact], config: EditConfig) -> dict[str, Task]:
-    """SDEdit at every strength over the validation split, where there is more than one strength."""
-    if "sdedit" not in config.methods or len(config.sdedit_strengths) == 1:
-        return {}
-    if "validation" not in inputs:
-        raise UserError(
-            "edit: several sdedit_strengths are given, and no validation split to choose one by. Give one, "
-            "for example --set 'edit.sdedit_strengths=[0.7]'."
-        )
-    validation = inputs["validation"].folder
-    item_ids = item_ids_of(validation)
-    return {
-        name: Task(validation, tuple(ids), "sdedit", strength, tuning=True)
-        for strength in config.sdedit_strengths
-        for name, ids in name_shards(item_ids, config.shard_size, prefix=f"strengths/{strength:g}/").items()
-    }
+    """Every method with more than one strength, at each of them over the validation split."""
+    tasks = {}
+    for method, field in TUNED.items():
+        if method not in config.methods or len(getattr(config, field)) == 1:
+            continue
+        if "validation" not in inputs:
+            raise UserError(
+                f"edit: several {field} are given, and no validation split to choose one by. Give one, "
+                f"for example --set 'edit.{field}=[0.7]'."
+            )
+        validation = inputs["validation"].folder
+        item_ids = item_ids_of(validation)
+        for strength in getattr(config, field):
+            prefix = f"strengths/{method}/{strength:g}/"
+            for name, ids in name_shards(item_ids, config.shard_size, prefix=prefix).items():
+                tasks[name] = Task(validation, tuple(ids), method, strength, tuning=True)
+    return tasks
 
 
 def _run(shards: Mapping[str, Task], adapters: Mapping[str, Folder], config: EditConfig, context: Context) -> None:
@@ -225,7 +248,7 @@ class EditShard:
             seconds = (time.monotonic() - started) / len(items)
             for item, image, item_metadata in zip(items, images, metadata, strict=True):
                 if task.tuning:
-                    rows.append(score_edit(item.item_id, task.strength, image, item_metadata))
+                    rows.append(score_edit(item.item_id, task.method, task.strength, image, item_metadata))
                 else:
                     row = {"item_id": item.item_id, "method": task.method, "seconds": seconds}
                     rows.append(row | {"image": _png(image)})
@@ -241,6 +264,15 @@ class EditShard:
             self.sampler = load_sampler(self.config, self.adapters)
         if task.method == "sdedit":
             return SDEdit(self.sampler, self.config.seed, task.strength)
+        if task.method == "flowedit":
+            return FlowEdit(
+                self.sampler,
+                self.config.seed,
+                task.strength,
+                self.config.flowedit_end,
+                self.config.flowedit_num_averages,
+                self.config.flowedit_guidance_scales,
+            )
         if task.method == "regenerate":
             return Regenerate(self.sampler, self.config.seed)
         if task.times:

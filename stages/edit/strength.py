@@ -1,4 +1,6 @@
-"""SDEdit's strength, chosen where SDEdit does best: on a validation split that no figure is taken from."""
+"""How far SDEdit and FlowEdit leave the source, chosen where each does best: on a validation split that no figure
+is taken from. The strength is SDEdit's own; FlowEdit's is its start.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,11 @@ from PIL import Image
 from cluster.errors import UserError
 from cluster.folder import Folder
 
+TUNED = {"sdedit": "sdedit_strengths", "flowedit": "flowedit_starts"}  # methods, and their fields of EditConfig
 SCORES_SCHEMA = pa.schema(
     [
         ("item_id", pa.string()),
+        ("method", pa.string()),
         ("strength", pa.float64()),
         ("edit_success", pa.bool_()),
         ("preservation", pa.bool_()),
@@ -22,6 +26,7 @@ SCORES_SCHEMA = pa.schema(
 )
 STRENGTHS_SCHEMA = pa.schema(
     [
+        ("method", pa.string()),
         ("strength", pa.float64()),
         ("num_items", pa.int32()),
         ("edit_success", pa.float64()),
@@ -32,8 +37,8 @@ STRENGTHS_SCHEMA = pa.schema(
 )
 
 
-def score_edit(item_id: str, strength: float, image: Image.Image, metadata: str) -> dict:
-    """The oracle's answers about one edit of the scene world.
+def score_edit(item_id: str, method: str, strength: float, image: Image.Image, metadata: str) -> dict:
+    """The oracle's answers about one edit of the scene world by one of the methods `TUNED`.
 
     Raises UserError if the item isn't of that world.
     """
@@ -45,10 +50,11 @@ def score_edit(item_id: str, strength: float, image: Image.Image, metadata: str)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"edit: the oracle can't score item {item_id!r} ({' '.join(str(error).split())[:200]}). "
-            "It knows the scene world alone; elsewhere --set 'edit.sdedit_strengths=[0.7]'."
+            f"It knows the scene world alone; elsewhere --set 'edit.{TUNED[method]}=[0.7]'."
         ) from None
     return {
         "item_id": item_id,
+        "method": method,
         "strength": strength,
         "edit_success": result.edit_success,
         "preservation": result.preservation,
@@ -56,20 +62,26 @@ def score_edit(item_id: str, strength: float, image: Image.Image, metadata: str)
     }
 
 
-def compare_strengths(out: Folder, shards: Mapping[str, float]) -> pa.Table:
-    """The means of every strength over the tables `shards` (name -> strength), the best one marked.
+def compare_strengths(out: Folder, shards: Mapping[str, tuple[str, float]]) -> pa.Table:
+    """The means of every strength over the tables `shards` (name -> method and strength), each method's best marked.
 
     Best is the highest share of whole scenes right, then of edits done, then the lowest strength.
     """
     rows = []
-    for strength in sorted(set(shards.values())):
-        table = pa.concat_tables(out.read_table(name) for name, value in shards.items() if value == strength)
-        means = {name: float(np.mean(table[name].to_numpy())) for name in SCORES_SCHEMA.names[2:]}
-        rows.append({"strength": strength, "num_items": len(table)} | means)
-    best = max(rows, key=lambda row: (row["whole_scene_right"], row["edit_success"], -row["strength"]))
-    return pa.Table.from_pylist([row | {"chosen": row is best} for row in rows], STRENGTHS_SCHEMA)
+    for method, strength in sorted(set(shards.values())):
+        tables = [out.read_table(name) for name, key in shards.items() if key == (method, strength)]
+        table = pa.concat_tables(tables)
+        means = {name: float(np.mean(table[name].to_numpy())) for name in SCORES_SCHEMA.names[3:]}
+        rows.append({"method": method, "strength": strength, "num_items": len(table)} | means)
+
+    def best_of(method: str) -> dict:
+        mine = [row for row in rows if row["method"] == method]
+        return max(mine, key=lambda row: (row["whole_scene_right"], row["edit_success"], -row["strength"]))
+
+    marked = [row | {"chosen": row is best_of(row["method"])} for row in rows]
+    return pa.Table.from_pylist(marked, STRENGTHS_SCHEMA)
 
 
-def chosen_strength(table: Sequence[Mapping]) -> float:
-    """The strength that `compare_strengths` marked."""
-    return next(row["strength"] for row in table if row["chosen"])
+def chosen_strengths(table: Sequence[Mapping]) -> dict[str, float]:
+    """The strength of every method that `compare_strengths` marked."""
+    return {row["method"]: row["strength"] for row in table if row["chosen"]}

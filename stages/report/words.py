@@ -20,6 +20,7 @@ METHODS = {
     "byg": Method("ByG", "trained without edit pairs", "ours"),
     "np_edit": Method("NP-Edit", "trained without edit pairs", "ours"),
     "sft": Method("Supervised", "trained on true pairs", "bound"),
+    "flowedit": Method("FlowEdit", "no training, both true captions", "base"),
     "sdedit": Method("SDEdit", "redrawn, true target caption", "base"),
     "regenerate": Method("Regenerate", "drawn, true target caption", "base"),
     "untrained": Method("Untrained", "the base model as it is", "base"),

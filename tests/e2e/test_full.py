@@ -12,7 +12,7 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
 PROFILE = Path(__file__).with_name("small.yaml")
-METHODS = {"byg", "untrained", "copy", "regenerate", "sdedit", "sft"}
+METHODS = {"byg", "untrained", "copy", "regenerate", "sdedit", "flowedit", "sft"}
 METRICS = {"whole_scene_right", "edit_success", "preservation", "judge_overall", "num_items"}
 
 

@@ -5,8 +5,8 @@ from PIL import Image
 
 from cluster.errors import UserError
 from cluster.folder import Folder
-from stages.edit.editors import Copy, FewStepEditor, InstructionEditor, Item, Regenerate, SDEdit
-from stages.edit.sampler import ADAPTER_FILE, FluxSampler, item_noise, scheduler_shift
+from stages.edit.editors import Copy, FewStepEditor, FlowEdit, InstructionEditor, Item, Regenerate, SDEdit
+from stages.edit.sampler import ADAPTER_FILE, FluxSampler, item_generator, item_noise, scheduler_shift
 from stages.starter import world
 from stages.train.adapters import Adapters
 from stages.train.export import save_lora
@@ -124,8 +124,10 @@ def test_sdedit_from_codec_to_text_to_image(sampler, items):
 
 
 def test_an_items_picture_does_not_depend_on_its_batch(sampler, items):
+    flow_edit = FlowEdit(sampler, 0, 0.75, 0.25, 2, (1.5, 5.5))
     few_step = FewStepEditor(sampler, 0, None, (1.0, 0.5))
-    for editor in (Copy(), InstructionEditor(sampler, 0), few_step, Regenerate(sampler, 0), SDEdit(sampler, 0, 0.6)):
+    untuned = (Copy(), InstructionEditor(sampler, 0), Regenerate(sampler, 0))
+    for editor in (*untuned, few_step, SDEdit(sampler, 0, 0.6), flow_edit):
         together = editor.edit(items)
         alone = [editor.edit([item])[0] for item in reversed(items)][::-1]
         for a, b in zip(together, alone, strict=True):
@@ -133,12 +135,69 @@ def test_an_items_picture_does_not_depend_on_its_batch(sampler, items):
             assert np.abs(np.asarray(a, dtype=int) - np.asarray(b)).max() <= 1
 
 
-def test_noise_is_the_items_own():
+def test_flow_edit_is_the_papers_algorithm(sampler, items):
+    """Algorithm 1 step by step, on the velocities that the transformer gives when it is called by hand."""
+    guidance_scales, num_steps, n_max, n_min, n_avg = (1.5, 5.5), 4, 3, 1, 2
+    encoder, item = sampler.encoder, items[0]
+    x_src = sampler.tokens([item.image])
+    generator = item_generator(item.item_id, 0)
+    positions = torch.tensor([[0.0, row, column] for row in range(4) for column in range(4)])
+
+    def v(z, t, caption, guidance_scale):
+        text = encoder.encode_text([caption])
+        with torch.no_grad():
+            return sampler.transformer(
+                hidden_states=z,
+                encoder_hidden_states=text["prompt_embeds"],
+                pooled_projections=text["pooled_prompt_embeds"],
+                timestep=torch.tensor([t]),
+                guidance=torch.tensor([guidance_scale]),
+                img_ids=positions,
+                txt_ids=torch.zeros(text["prompt_embeds"].shape[1], 3),
+            ).sample
+
+    def draw_noise():
+        return torch.randn(16, 64, generator=generator)
+
+    z_fe = x_src
+    for i in range(n_max, n_min, -1):
+        t, delta = i / num_steps, 0
+        for _ in range(n_avg):
+            z_src = (1 - t) * x_src + t * draw_noise()
+            z_tar = z_fe + z_src - x_src
+            v_tgt = v(z_tar, t, item.tgt_caption, guidance_scales[1])
+            delta = delta + (v_tgt - v(z_src, t, item.src_caption, guidance_scales[0])) / n_avg
+        z_fe = z_fe - delta / num_steps
+    t = n_min / num_steps
+    z_tar = z_fe + ((1 - t) * x_src + t * draw_noise()) - x_src
+    for i in range(n_min, 0, -1):
+        z_tar = z_tar - v(z_tar, i / num_steps, item.tgt_caption, guidance_scales[1]) / num_steps
+
+    edited = FlowEdit(sampler, 0, n_max / num_steps, n_min / num_steps, n_avg, guidance_scales).edit([item])[0]
+    expected = sampler.pictures(z_tar, 32, 32)[0]
+    assert np.abs(np.asarray(edited, dtype=int) - np.asarray(expected)).max() <= 1
+    assert np.abs(np.asarray(edited, dtype=int) - np.asarray(item.image)).max() > 10
+
+
+def test_flow_edit_with_equal_captions_is_the_codec(sampler, items):
+    same = [Item(item.item_id, item.image, "", item.src_caption, item.src_caption) for item in items]
+    edited = FlowEdit(sampler, 0, 1.0, 0.0, 1, (3.5, 3.5)).edit(same)
+    decoded = sampler.pictures(sampler.tokens([item.image for item in items]), 32, 32)
+    for ours, codec in zip(edited, decoded, strict=True):
+        assert np.array_equal(np.asarray(ours), np.asarray(codec))
+
+
+def test_noise_is_the_items_own(sampler):
+    draw_noise = sampler.noises(["a", "b"], 0, 32, 32)
+    first, second = draw_noise(), draw_noise()
+    assert torch.equal(first, sampler.noise(["a", "b"], 0, 32, 32))
+    assert torch.equal(first[1], item_noise("b", 0, 16, 64))
+    alone = sampler.noises(["b"], 0, 32, 32)
+    alone()
+    assert torch.equal(alone()[0], second[1]) and not torch.equal(first, second)
     assert torch.equal(item_noise("a", 0, 16, 64), item_noise("a", 0, 16, 64))
     assert not torch.equal(item_noise("a", 0, 16, 64), item_noise("b", 0, 16, 64))
     assert not torch.equal(item_noise("a", 0, 16, 64), item_noise("a", 1, 16, 64))
-    assert torch.equal(item_noise("a", 0, 16, 64, draw=1), item_noise("a", 0, 16, 64, draw=1))
-    assert not torch.equal(item_noise("a", 0, 16, 64), item_noise("a", 0, 16, 64, draw=1))
     assert item_noise("a", 0, 1000, 64).std() == pytest.approx(1, abs=0.02)
 
 

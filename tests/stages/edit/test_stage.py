@@ -12,7 +12,7 @@ from cluster.errors import UserError
 from cluster.folder import Folder
 from stages.edit.editors import ADAPTER_STAGES
 from stages.edit.stage import EditConfig, edit_images, edit_sources
-from stages.edit.strength import SCORES_SCHEMA, compare_strengths, score_edit
+from stages.edit.strength import SCORES_SCHEMA, chosen_strengths, compare_strengths, score_edit
 from stages.starter import world
 from stages.starter.stages import (
     BenchmarkConfig,
@@ -78,7 +78,7 @@ def pixels(data):
 
 
 def test_every_method_edits_every_item(given, run):
-    context, _ = run(given, sdedit_strengths=(0.3, 0.8))
+    context, _ = run(given, sdedit_strengths=(0.3, 0.8), flowedit_starts=(0.5, 1.0))
     pictures = edits(context)
     items = given["benchmark"].folder.read_table("benchmark.parquet").to_pylist()
     methods = EditConfig().methods
@@ -91,9 +91,11 @@ def test_every_method_edits_every_item(given, run):
         different = {image.tobytes() for image in images.values()}
         assert len(different) == len(methods)
     table = context.out.read_table("strengths.parquet").to_pylist()
-    assert [row["strength"] for row in table] == [0.3, 0.8] and [row["num_items"] for row in table] == [4, 4]
-    chosen = [row["strength"] for row in table if row["chosen"]]
-    assert chosen == [context.figures["sdedit_strength"]]
+    compared = [(row["method"], row["strength"]) for row in table]
+    assert compared == [("flowedit", 0.5), ("flowedit", 1.0), ("sdedit", 0.3), ("sdedit", 0.8)]
+    assert [row["num_items"] for row in table] == [4] * 4
+    chosen = {row["method"]: row["strength"] for row in table if row["chosen"]}
+    assert chosen == {"flowedit": context.figures["flowedit_start"], "sdedit": context.figures["sdedit_strength"]}
 
 
 def test_a_few_step_editor_samples_at_the_times_of_its_training(given, run):
@@ -140,26 +142,30 @@ def test_the_strength_with_most_whole_scenes_is_chosen(tmp_path):
     shards = {}
     for strength, values in answers.items():
         for index, (success, kept) in enumerate(values):
-            row = {"item_id": str(index), "strength": strength, "edit_success": bool(success)}
-            row |= {"preservation": bool(kept), "whole_scene_right": bool(success and kept)}
-            name = f"{strength}-{index}.parquet"
-            folder.write_table(name, pa.Table.from_pylist([row], SCORES_SCHEMA))
-            shards[name] = strength
-    rows = compare_strengths(folder, shards).to_pylist()
+            for method, also_kept in (("sdedit", kept), ("flowedit", kept or strength > 0.8)):
+                row = {"item_id": str(index), "method": method, "strength": strength}
+                row |= {"edit_success": bool(success), "preservation": bool(also_kept)}
+                row |= {"whole_scene_right": bool(success and also_kept)}
+                name = f"{method}-{strength}-{index}.parquet"
+                folder.write_table(name, pa.Table.from_pylist([row], SCORES_SCHEMA))
+                shards[name] = (method, strength)
+    table = compare_strengths(folder, shards)
+    rows = [row for row in table.to_pylist() if row["method"] == "sdedit"]
     assert [row["whole_scene_right"] for row in rows] == pytest.approx([1 / 3, 2 / 3, 1 / 3])
     assert [row["edit_success"] for row in rows] == pytest.approx([1 / 3, 2 / 3, 1])
     assert [row["chosen"] for row in rows] == [False, True, False]
+    assert chosen_strengths(table.to_pylist()) == {"flowedit": 0.9, "sdedit": 0.7}
 
 
 def test_scores_of_the_truth_and_of_the_source():
     edit = sample_edits("validation", 1, 0)[0]
     truth, source = (Image.fromarray(world.render(scene)) for scene in (edit.target, edit.source))
-    assert score_edit("a", 0.5, truth, edit.to_json())["whole_scene_right"]
-    assert not score_edit("a", 0.5, source, edit.to_json())["edit_success"]
+    assert score_edit("a", "sdedit", 0.5, truth, edit.to_json())["whole_scene_right"]
+    assert not score_edit("a", "sdedit", 0.5, source, edit.to_json())["edit_success"]
+    with pytest.raises(UserError, match="can't score item 'a'.*edit.flowedit_starts"):
+        score_edit("a", "flowedit", 0.5, truth, "{}")
     with pytest.raises(UserError, match="can't score item 'a'"):
-        score_edit("a", 0.5, truth, "{}")
-    with pytest.raises(UserError, match="can't score item 'a'"):
-        score_edit("a", 0.5, truth.resize((64, 64)), edit.to_json())
+        score_edit("a", "sdedit", 0.5, truth.resize((64, 64)), edit.to_json())
 
 
 def test_what_is_missing_is_named(given, run):
@@ -168,8 +174,9 @@ def test_what_is_missing_is_named(given, run):
 
     with pytest.raises(UserError, match="method byg needs stage train_byg"):
         run(without("train_byg"))
-    with pytest.raises(UserError, match="validation split"):
-        run(without("validation"), methods=("sdedit",))
+    for method, field in (("sdedit", "sdedit_strengths"), ("flowedit", "flowedit_starts")):
+        with pytest.raises(UserError, match=f"several {field} are given, and no validation split"):
+            run(without("validation"), methods=(method,))
 
 
 def test_an_adapter_of_another_training_set_up_is_refused(given, run):
@@ -207,8 +214,11 @@ def test_configuration():
         with pytest.raises(ValidationError):
             EditConfig(methods=methods)
     for strength in (0, 1.1):
-        with pytest.raises(ValidationError):
-            EditConfig(sdedit_strengths=(strength,))
+        for field in ("sdedit_strengths", "flowedit_starts"):
+            with pytest.raises(ValidationError):
+                EditConfig(**{field: (strength,)})
+    with pytest.raises(ValidationError, match="at most the lowest of flowedit_starts"):
+        EditConfig(flowedit_starts=(0.5, 0.9), flowedit_end=0.6)
     scaled = EditConfig(num_workers=8, batch_size=1, device="cpu", num_gpus=1, num_cpus=2)
     assert identity(EditConfig()) == identity(scaled)
     assert identity(EditConfig()) != identity(EditConfig(guidance_scale=1.0))
