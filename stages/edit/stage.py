@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import io
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import pyarrow as pa
 from PIL import Image
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from cluster.artifacts import Artifact
 from cluster.config import StageConfig, runtime
@@ -30,6 +31,7 @@ from stages.edit.editors import (
     Regenerate,
     SDEdit,
 )
+from stages.edit.pipelines import PipelineEditor, PipelineSettings, load_pipeline, pipeline_class
 from stages.edit.strength import SCORES_SCHEMA, TUNED, chosen_strengths, compare_strengths, score_edit
 from stages.train.backbones.models import Device, Dtype, model_sources, resolved_device, resolved_model
 from stages.train.methods.settings import SETTINGS
@@ -40,6 +42,9 @@ if TYPE_CHECKING:
 EDITS_SCHEMA = pa.schema(
     [("item_id", pa.string()), ("method", pa.string()), ("image", pa.binary()), ("seconds", pa.float64())]
 )
+
+
+PipelineName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$")]  # names a folder, too
 
 
 class EditConfig(StageConfig):
@@ -60,7 +65,7 @@ class EditConfig(StageConfig):
         "validation split is taken, by the oracle's share of whole scenes right.",
     )
     flowedit_starts: tuple[float, ...] = Field(
-        (0.6, 0.7, 0.8, 0.9, 1.0),
+        (0.7, 0.85, 1.0),
         min_length=1,
         description="FlowEdit's n_max / n, the share of the steps that it takes, in (0, 1]; chosen as SDEdit's "
         "strength is. The paper has 24 / 28 for FLUX.1-dev.",
@@ -72,6 +77,9 @@ class EditConfig(StageConfig):
     flowedit_guidance_scales: tuple[float, float] = Field(
         (1.5, 5.5), description="FlowEdit's, under the source's caption and the target's; as for FLUX.1-dev."
     )
+    pipelines: dict[PipelineName, PipelineSettings] = Field(
+        {}, description="Other people's editors, by the names that they get beside the methods; see docs/baselines.md."
+    )
     seed: int = Field(0, ge=0)
     dtype: Dtype = "float32"
     max_text_tokens: int = Field(512, ge=1, description="T5 tokens of a text, at most the model's own limit.")
@@ -82,12 +90,23 @@ class EditConfig(StageConfig):
     num_gpus: float = runtime(0, ge=0, description="Of each worker.")
     device: Device = runtime("auto")
 
-    @field_validator("methods")
-    @classmethod
-    def _methods_differ(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
-        if not methods or len(set(methods)) < len(methods):
+    @property
+    def all_methods(self) -> tuple[str, ...]:
+        """The methods, and after them the pipelines by their names."""
+        return (*self.methods, *self.pipelines)
+
+    @model_validator(mode="after")
+    def _methods_differ(self) -> EditConfig:
+        if not self.all_methods or len(set(self.methods)) < len(self.methods):
             raise ValueError("name at least one method, and each once")
-        return methods
+        return self
+
+    @field_validator("pipelines")
+    @classmethod
+    def _pipelines_have_names_of_their_own(cls, pipelines: dict[str, PipelineSettings]) -> dict[str, PipelineSettings]:
+        if taken := sorted(set(pipelines) & set(get_args(Method))):
+            raise ValueError(f"{taken[0]} is a method that is here already; give the pipeline another name")
+        return pipelines
 
     @field_validator(*TUNED.values())
     @classmethod
@@ -110,7 +129,8 @@ def trained_stages(config: EditConfig) -> set[str]:
 
 def edit_sources(config: EditConfig) -> Sequence[str]:
     """The outside files whose content belongs to the stage's fingerprint."""
-    return model_sources(config.model)
+    models = [config.model, *(settings.model for settings in config.pipelines.values())]
+    return [source for model in models for source in model_sources(model)]
 
 
 def edit_images(inputs: Mapping[str, Artifact], config: EditConfig, context: Context) -> None:
@@ -121,16 +141,18 @@ def edit_images(inputs: Mapping[str, Artifact], config: EditConfig, context: Con
 
     Raises:
         UserError: an artifact that a method needs is missing or of another model; an item is doubled,
-            unreadable or of a size that the model can't work on; the model or an adapter can't be loaded.
+            unreadable or of a size that the model can't work on; a model or an adapter can't be loaded.
     """
     benchmark = inputs["benchmark"].folder
     adapters = _adapters(inputs, config)
     times = _few_step_times(inputs, config)
+    for name, settings in config.pipelines.items():
+        pipeline_class(name, settings)  # a wrong one shows now, not when its turn comes
     item_ids = item_ids_of(benchmark)
     context.log_input("benchmark", inputs["benchmark"].fingerprint, len(item_ids))
     strengths = {method: getattr(config, TUNED[method])[0] for method in TUNED if method in config.methods}
 
-    def tasks(methods: Sequence[Method]) -> dict[str, Task]:
+    def tasks(methods: Sequence[str]) -> dict[str, Task]:
         return {
             name: Task(benchmark, tuple(ids), method, strengths.get(method, 1.0), times=times.get(method))
             for method in methods
@@ -140,15 +162,15 @@ def edit_images(inputs: Mapping[str, Artifact], config: EditConfig, context: Con
     tuning = _tuning_tasks(inputs, config)
     if tuning:
         waiting = {task.method for task in tuning.values()}
-        others = [method for method in config.methods if method not in waiting]
+        others = [method for method in config.all_methods if method not in waiting]
         _run(tasks(others) | tuning, adapters, config, context)
         compared = {name: (task.method, task.strength) for name, task in tuning.items()}
         table = compare_strengths(context.out, compared)
         context.out.write_table("strengths.parquet", table)
         strengths |= chosen_strengths(table.to_pylist())
-    _run(tasks(config.methods), adapters, config, context)
+    _run(tasks(config.all_methods), adapters, config, context)
     context.set_figures({TUNED[method].removesuffix("s"): strength for method, strength in strengths.items()})
-    context.set_rows(len(item_ids) * len(config.methods))
+    context.set_rows(len(item_ids) * len(config.all_methods))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +182,7 @@ class Task:
 
     benchmark: Folder
     item_ids: tuple[str, ...]
-    method: Method
+    method: str
     strength: float = 1.0
     tuning: bool = False
     times: tuple[float, ...] | None = None
@@ -230,13 +252,16 @@ def _few_step_times(inputs: Mapping[str, Artifact], config: EditConfig) -> dict[
 
 @dataclasses.dataclass
 class EditShard:
-    """Edits the items of one shard; model and adapters are loaded at the first that needs them, and kept."""
+    """Edits the items of one shard; a model is loaded at the first that needs it, and kept until another is needed:
+    a device may have room for one alone.
+    """
 
     shards: Mapping[str, Task]
     adapters: Mapping[str, Folder]
     config: EditConfig
     out: Folder
     sampler: FluxSampler | None = None
+    pipeline: PipelineEditor | None = None
 
     def __call__(self, shard: str) -> None:
         task = self.shards[shard]
@@ -260,7 +285,10 @@ class EditShard:
     def _editor(self, task: Task) -> Editor:
         if task.method == "copy":
             return Copy()
+        if task.method in self.config.pipelines:
+            return self._pipeline(task.method)
         if self.sampler is None:
+            self._let_go()
             self.sampler = load_sampler(self.config, self.adapters)
         if task.method == "sdedit":
             return SDEdit(self.sampler, self.config.seed, task.strength)
@@ -279,6 +307,24 @@ class EditShard:
             return FewStepEditor(self.sampler, self.config.seed, task.method, task.times)
         adapter = task.method if task.method in ADAPTER_STAGES else None
         return InstructionEditor(self.sampler, self.config.seed, adapter)
+
+    def _pipeline(self, name: str) -> PipelineEditor:
+        import torch
+
+        if self.pipeline is None or self.pipeline.name != name:
+            self._let_go()
+            self.pipeline = load_pipeline(
+                name,
+                self.config.pipelines[name],
+                seed=self.config.seed,
+                device=resolved_device(self.config.device),
+                dtype=getattr(torch, self.config.dtype),
+            )
+        return self.pipeline
+
+    def _let_go(self) -> None:
+        self.sampler = self.pipeline = None
+        gc.collect()  # a pipeline's parts refer to each other: only this frees the device for the next model
 
 
 def load_sampler(config: EditConfig, adapters: Mapping[str, Folder]) -> FluxSampler:

@@ -31,7 +31,9 @@ STAGES = {  # name: what it needs, and the seconds it took
     "edit": (("scenes", "train_byg", "train_sft"), 41.0),
     "evaluate": (("scenes", "edit"), 38.5),
 }
-SHARE_RIGHT = {"byg": 0.62, "sft": 0.8, "sdedit": 0.2, "regenerate": 0.12, "untrained": 0.02, "copy": 0.0}
+SHARE_RIGHT = {
+    "byg": 0.62, "sft": 0.8, "flowedit": 0.4, "sdedit": 0.2, "regenerate": 0.12, "untrained": 0.02, "copy": 0.0,
+}  # fmt: skip
 
 
 def png(pixels: np.ndarray) -> bytes:
