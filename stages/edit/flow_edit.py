@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from stages.edit.sampler import euler
-from stages.train.flow import noised
+from stages.train.flow import euler, noised
 
 Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
