@@ -11,7 +11,7 @@ from PIL import Image
 from cluster.errors import UserError
 
 if TYPE_CHECKING:
-    from stages.edit.sampler import FluxSampler
+    from stages.edit.sampler import Sampler
 
 Method = Literal["byg", "untrained", "copy", "regenerate", "sdedit", "sft"]
 ADAPTER_STAGES = {"byg": "train_byg", "sft": "train_sft"}  # trained methods, and the stages that train them
@@ -45,7 +45,7 @@ class Copy:
 class InstructionEditor:
     """Follows the instruction with the source as reference tokens; without an adapter: the untrained base."""
 
-    sampler: FluxSampler
+    sampler: Sampler
     seed: int
     adapter: str | None = None
 
@@ -66,7 +66,7 @@ class InstructionEditor:
 class Regenerate:
     """Draws the target caption anew, without a look at the source."""
 
-    sampler: FluxSampler
+    sampler: Sampler
     seed: int
 
     def edit(self, items: Sequence[Item]) -> list[Image.Image]:
@@ -79,7 +79,7 @@ class Regenerate:
 class SDEdit:
     """Noises the source to the time `strength` and draws on from there with the target caption."""
 
-    sampler: FluxSampler
+    sampler: Sampler
     seed: int
     strength: float
 
@@ -92,7 +92,7 @@ class SDEdit:
         return self.sampler.pictures(tokens, height, width)
 
 
-def _start(sampler: FluxSampler, items: Sequence[Item], seed: int):
+def _start(sampler: Sampler, items: Sequence[Item], seed: int):
     """(height, width, noise) of a batch.
 
     Raises UserError for a picture that can't be cut into whole tokens.

@@ -32,7 +32,7 @@ from stages.edit.strength import SCORES_SCHEMA, chosen_strength, compare_strengt
 from stages.train.backbones.models import Device, Dtype, model_sources, resolved_device, resolved_model
 
 if TYPE_CHECKING:
-    from stages.edit.sampler import FluxSampler
+    from stages.edit.sampler import Sampler
 
 EDITS_SCHEMA = pa.schema(
     [("item_id", pa.string()), ("method", pa.string()), ("image", pa.binary()), ("seconds", pa.float64())]
@@ -43,9 +43,11 @@ class EditConfig(StageConfig):
     """Which methods edit, and how they sample."""
 
     methods: tuple[Method, ...] = ("byg", "untrained", "copy", "regenerate", "sdedit", "sft")
-    model: str = Field("stages/starter/models/flux", description="A FluxPipeline's folder, or a hub id.")
+    model: str = Field("stages/starter/models/flux", description="A diffusers pipeline's folder, or a hub id.")
     num_inference_steps: int = Field(10, ge=1)
-    guidance_scale: float = Field(3.5, ge=0)
+    guidance_scale: float = Field(
+        3.5, ge=0, description="FLUX.1-dev's distilled guidance; of others classifier-free, off at 1 and below."
+    )
     shift: float | None = Field(
         None, gt=0, description="Of the sampling times towards noise; none: as the model's scheduler has it."
     )
@@ -192,7 +194,7 @@ class EditShard:
     adapters: Mapping[str, Folder]
     config: EditConfig
     out: Folder
-    sampler: FluxSampler | None = None
+    sampler: Sampler | None = None
 
     def __call__(self, shard: str) -> None:
         task = self.shards[shard]
@@ -226,13 +228,13 @@ class EditShard:
         return InstructionEditor(self.sampler, self.config.seed, adapter)
 
 
-def load_sampler(config: EditConfig, adapters: Mapping[str, Folder]) -> FluxSampler:
+def load_sampler(config: EditConfig, adapters: Mapping[str, Folder]) -> Sampler:
     """The configured model with its adapters. Raises UserError if one of them can't be loaded."""
     import torch
 
-    from stages.edit.sampler import FluxSampler
+    from stages.edit.sampler import Sampler
 
-    return FluxSampler(
+    return Sampler(
         resolved_model(config.model),
         {name: folder.local() for name, folder in adapters.items()},
         device=resolved_device(config.device),
