@@ -76,7 +76,9 @@ def bare_loop(config: TrainConfig, data: Path) -> Callable[[], None]:
     def role(name: str | None):
         def velocity(x_t, t, text, reference):
             with adapters.use(name):
-                return backbone.velocity(transformer, x_t, t, text, reference, GRID, config.guidance_scale)
+                return backbone.velocity(
+                    transformer, x_t, t, text, reference, GRID, config.guidance_scale, config.reference_positions
+                )
 
         return velocity
 

@@ -84,6 +84,14 @@ def test_a_model_says_which_backbone_it_is(model, tmp_path):
         backbone_of(str(tmp_path), "edit.model")
 
 
+def test_a_kontext_model_is_a_flux(tiny_flux, tmp_path):
+    from diffusers import FluxKontextPipeline
+
+    FluxKontextPipeline.from_pretrained(tiny_flux).save_pretrained(tmp_path)
+    kontext, plain = Sampler(tmp_path, num_inference_steps=1), Sampler(tiny_flux, num_inference_steps=1)
+    assert torch.equal(*(sampler.sample(TEXTS, draws(2, 4, 64), 16, 16) for sampler in (kontext, plain)))
+
+
 def test_the_identity_of_a_training_names_the_backbone(byg_config, model):
     config = byg_config.model_copy(update={"model": model})
     assert identity_of(config)["backbone"] == backbone_of(model).NAME in ("flux", "sd3")
@@ -232,4 +240,4 @@ def test_sd3_under_zero3_on_two_ranks_equals_one_plain_process(byg_config, data,
     settings = {"num_steps": 3, "sharding": "zero3", "persistence_threshold": 0, "num_workers": 2}
     facts = ranks(config.model_copy(update=settings), encoded_folder, tmp_path, 2)
     assert facts["held"] < 0.6 * facts["whole"]
-    assert_alike(trained(config, data, 3), tmp_path)
+    assert_alike(trained(config, data, 3), tmp_path, num_stray=8)  # of 145,000, in student and average

@@ -1,4 +1,4 @@
-"""Our forwards and files against diffusers' own pipelines."""
+"""FLUX with a reference, exported files and previews against diffusers' own pipelines; see also test_backbones.py."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from cluster.errors import UserError
 from cluster.folder import Folder
 from stages.train import flow
 from stages.train.backbones import flux
-from stages.train.backbones.pictures import to_images, to_pixels
+from stages.train.backbones.pictures import to_pixels
 from stages.train.engine import Trainer
 from stages.train.export import FILE, read_lora, save_lora
 from stages.train.preview import Item, Preview
@@ -49,18 +49,6 @@ def followed(encoder, transformer, texts, noise, reference, grid) -> torch.Tenso
     return state
 
 
-def test_without_reference_we_do_what_fluxpipeline_does(flux_folder):
-    pipeline = pipeline_of("FluxPipeline", flux_folder)
-    encoder = flux.Encoder(flux_folder, max_length=16)
-    noise, texts = torch.randn(2, 4, 64), ["red circle", "blue square on gray background"]
-    theirs = pipeline(
-        prompt=texts, height=16, width=16, num_inference_steps=NUM_STEPS, guidance_scale=2.5, latents=noise,
-        max_sequence_length=16, output_type="latent",
-    ).images  # fmt: skip
-    ours = followed(encoder, pipeline.transformer, texts, noise, None, (2, 2))
-    assert (ours - theirs).abs().max() < 1e-5
-
-
 def test_with_reference_we_do_what_kontext_does(flux_folder, pictures):
     pipeline = pipeline_of("FluxKontextPipeline", flux_folder)
     encoder = flux.Encoder(flux_folder, max_length=16)
@@ -75,35 +63,6 @@ def test_with_reference_we_do_what_kontext_does(flux_folder, pictures):
     assert (ours - theirs).abs().max() < 1e-5
     without = followed(encoder, pipeline.transformer, texts, noise, None, (2, 2))
     assert (ours - without).abs().max() > 1e-3
-
-
-def test_pixels_and_texts_are_encoded_as_the_pipeline_does(flux_folder, pictures):
-    pipeline = pipeline_of("FluxPipeline", flux_folder)
-    encoder = flux.Encoder(flux_folder, max_length=16)
-    tokens = encoder.encode_pixels(to_pixels(pictures))
-    decoded = pipeline.vae.decode(pipeline.vae.encode(to_pixels(pictures)).latent_dist.mode()).sample
-    expected = pipeline.image_processor.postprocess(decoded.detach(), output_type="pil")
-    ours = to_images(encoder.decode_pixels(tokens, 16, 16))
-    assert all(np.abs(np.int32(a) - np.int32(b)).max() <= 1 for a, b in zip(ours, expected, strict=True))
-    assert encoder.grid(16, 16) == (2, 2)
-
-
-def test_the_exported_lora_gives_the_same_velocity_in_diffusers(byg_config, data, flux_folder, tmp_path):
-    config = byg_config.model_copy(update={"alpha": 7.0})  # not the rank
-    trainer = nontrivial(Trainer(config, data, CPU))
-    save_lora(Folder(tmp_path), trainer.ema.tensors, config.rank, config.lora_alpha, flux)
-    pipeline = pipeline_of("FluxPipeline", flux_folder)
-    pipeline.load_lora_weights(tmp_path)
-    batch, t = trainer.batch([0, 1, 2]), torch.tensor([0.2, 0.5, 0.9])
-    x_t, text, reference = batch.latents["target"], batch.texts["instruction"], batch.latents["source"]
-    with torch.no_grad():
-        ours = trainer.role("ema")(x_t, t, text, reference)
-        theirs = flux.velocity(
-            pipeline.transformer, x_t, t, text, reference, data.grid, config.guidance_scale
-        )
-        base = trainer.role(None)(x_t, t, text, reference)
-    assert (ours - base).abs().max() > 1e-2
-    assert (ours - theirs).abs().max() < 1e-5
 
 
 def test_an_exported_lora_comes_back_and_its_bytes_are_always_the_same(byg_config, data, tmp_path):
