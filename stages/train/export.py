@@ -18,10 +18,11 @@ FILE = "pytorch_lora_weights.safetensors"
 _PREFIX = "transformer."
 
 
-def save_lora(
-    folder: Folder, tensors: dict[str, torch.Tensor], rank: int, alpha: float, backbone: Backbone
-) -> None:
-    """Writes a LoRA's tensors (`<module>.lora_A.weight`, ...) to `FILE`; equal ones give equal bytes."""
+def save_lora(folder: Folder, tensors: dict[str, torch.Tensor], rank: int, alpha: float, backbone: Backbone) -> None:
+    """Writes a LoRA's tensors (`<module>.lora_A.weight`, ...) to `FILE`, as the backbone's pipeline has them.
+
+    Equal ones give equal bytes.
+    """
     modules = sorted({path.rsplit(".lora_", 1)[0] for path in tensors})
     layers = {path: tensor.detach().cpu().contiguous() for path, tensor in tensors.items()}
     with tempfile.TemporaryDirectory() as temporary:

@@ -31,5 +31,3 @@ def resolved_device(device: Device) -> str:
     import torch
 
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-
-
