@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -103,9 +104,8 @@ class Sampler:
 
     def noise(self, item_ids: Sequence[str], seed: int, height: int, width: int) -> torch.Tensor:
         """The items' noise as tokens `[B, N, 64]`."""
-        rows, columns = self.encoder.grid(height, width)
-        channels = self.encoder.token_channels
-        return torch.stack([item_noise(i, seed, rows * columns, channels) for i in item_ids]).to(self.device)
+        num_tokens, channels = math.prod(self.encoder.grid(height, width)), self.encoder.token_channels
+        return torch.stack([item_noise(i, seed, num_tokens, channels) for i in item_ids]).to(self.device)
 
     @property
     def token_size(self) -> int:
