@@ -40,7 +40,7 @@ def write_data(folder: Folder, transformer: dict, num_rows: int = 256) -> None:
         "pooled_prompt_embeds": torch.randn(64, transformer["pooled_projection_dim"]),
     }
     write_texts(folder, texts_shard(0), texts, embeds)
-    shape = (num_rows, GRID[0] * GRID[1], transformer["in_channels"])
+    shape = (num_rows, GRID[0] * GRID[1], transformer["in_channels"] * transformer["patch_size"] ** 2)
     columns = {name: [texts[(7 * row + len(name)) % 64] for row in range(num_rows)] for name in byg.TEXTS}
     latents = {name: torch.randn(shape) for name in sft.LATENTS}
     write_rows(folder, rows_shard(0), [str(row) for row in range(num_rows)], latents, columns, GRID)
@@ -49,10 +49,9 @@ def write_data(folder: Folder, transformer: dict, num_rows: int = 256) -> None:
 def bare_loop(config: TrainConfig, data: Path) -> Callable[[], None]:
     """A step as one would write it down: model, AdamW over a list of tensors, average, nothing else."""
     import torch
-    from diffusers import FluxTransformer2DModel
 
     from stages.train.adapters import Adapters
-    from stages.train.backbones import flux
+    from stages.train.backbones.backbone import backbone_of
     from stages.train.data import EncodedData
     from stages.train.engine import METHODS
     from stages.train.roles import Draws, Roles
@@ -60,12 +59,13 @@ def bare_loop(config: TrainConfig, data: Path) -> Callable[[], None]:
     method = METHODS[config.method]
     rows = EncodedData.load(data, method.LATENTS, method.TEXTS)
     batch = rows.batch(range(config.batch_size))
-    transformer = FluxTransformer2DModel.from_pretrained(resolved_model(config.model), subfolder="transformer")
+    backbone = backbone_of(config.model)
+    transformer = backbone.TRANSFORMER.from_pretrained(resolved_model(config.model), subfolder="transformer")
     transformer.requires_grad_(False)
     adapters = Adapters(transformer)
     tensors = {}
     for name in ("student", "ema"):
-        adapters.add(name, config.rank, config.lora_alpha, flux.LORA_TARGETS, 0)
+        adapters.add(name, config.rank, config.lora_alpha, backbone.LORA_TARGETS, 0)
         tensors[name] = list(adapters.tensors(name).values())
     for tensor in tensors["student"]:
         tensor.requires_grad_()
@@ -74,7 +74,9 @@ def bare_loop(config: TrainConfig, data: Path) -> Callable[[], None]:
     def role(name: str | None):
         def velocity(x_t, t, text, reference):
             with adapters.use(name):
-                return flux.velocity(transformer, x_t, t, text, reference, GRID, config.guidance_scale)
+                return backbone.velocity(
+                    transformer, x_t, t, text, reference, GRID, config.guidance_scale, config.reference_positions
+                )
 
         return velocity
 

@@ -11,7 +11,7 @@ from PIL import Image
 from cluster.errors import UserError
 
 if TYPE_CHECKING:
-    from stages.edit.sampler import FluxSampler
+    from stages.edit.sampler import Sampler
 
 Method = Literal["byg", "np_edit", "untrained", "copy", "regenerate", "sdedit", "flowedit", "sft"]
 ADAPTER_STAGES = {
@@ -49,7 +49,7 @@ class Copy:
 class InstructionEditor:
     """Follows the instruction with the source as reference tokens; without an adapter: the untrained base."""
 
-    sampler: FluxSampler
+    sampler: Sampler
     seed: int
     adapter: str | None = None
 
@@ -70,7 +70,7 @@ class InstructionEditor:
 class FewStepEditor:
     """An editor that was trained for a few times alone, such as NP-Edit's: it jumps, and is noised anew in between."""
 
-    sampler: FluxSampler
+    sampler: Sampler
     seed: int
     adapter: str | None
     times: Sequence[float]
@@ -94,7 +94,7 @@ class FewStepEditor:
 class Regenerate:
     """Draws the target caption anew, without a look at the source."""
 
-    sampler: FluxSampler
+    sampler: Sampler
     seed: int
 
     def edit(self, items: Sequence[Item]) -> list[Image.Image]:
@@ -107,7 +107,7 @@ class Regenerate:
 class SDEdit:
     """Noises the source to the time `strength` and draws on from there with the target caption."""
 
-    sampler: FluxSampler
+    sampler: Sampler
     seed: int
     strength: float
 
@@ -126,7 +126,7 @@ class FlowEdit:
     and of these the last share `end` (of all steps) is ordinary sampling. `guidance_scales`: (source, target).
     """
 
-    sampler: FluxSampler
+    sampler: Sampler
     seed: int
     start: float
     end: float
@@ -165,7 +165,7 @@ def size_of(items: Sequence[Item], multiple: int) -> tuple[int, int]:
     return height, width
 
 
-def _start(sampler: FluxSampler, items: Sequence[Item], seed: int):
+def _start(sampler: Sampler, items: Sequence[Item], seed: int):
     """(height, width, noise) of a batch. Raises UserError as `size_of` does."""
     height, width = size_of(items, sampler.token_size)
     return height, width, sampler.noise([item.item_id for item in items], seed, height, width)

@@ -1,4 +1,4 @@
-"""Few-step Euler sampling with a FLUX pipeline's parts: text to picture, with or without a reference."""
+"""Few-step Euler sampling with an image pipeline's parts: text to picture, with or without a reference."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from PIL import Image
 from cluster.errors import UserError
 from stages.train import flow
 from stages.train.adapters import Adapters
-from stages.train.backbones import flux
-from stages.train.backbones.models import loading
+from stages.train.backbones.backbone import loading
 from stages.train.backbones.pictures import to_images, to_pixels
+from stages.train.roles import TextEmbeds
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"  # the name by which diffusers finds a LoRA in a folder
 
@@ -26,29 +26,14 @@ def item_generator(item_id: str, seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
-def item_noise(item_id: str, seed: int, num_tokens: int, num_channels: int) -> torch.Tensor:
-    """The noise `[N, C]` (float32, drawn on the CPU) that an item starts from, in any batch and method."""
-    return torch.randn(num_tokens, num_channels, generator=item_generator(item_id, seed))
-
-
-def scheduler_shift(scheduler: Mapping, num_tokens: int) -> float:
-    """How far the model's own scheduler moves its times towards noise, for a picture of `num_tokens` tokens.
-
-    With dynamic shifting that is exp(mu), mu linear in the number of tokens, as in FLUX.1's pipelines.
-    """
-    if not scheduler.get("use_dynamic_shifting"):
-        return scheduler.get("shift", 1.0)
-    low, high = scheduler["base_image_seq_len"], scheduler["max_image_seq_len"]
-    slope = (scheduler["max_shift"] - scheduler["base_shift"]) / (high - low)
-    return math.exp(scheduler["base_shift"] + slope * (num_tokens - low))
-
-
-class FluxSampler:
-    """A FLUX pipeline's parts on one device, with LoRA adapters of which one or none is active at a time.
+class Sampler:
+    """An image pipeline's parts on one device, with LoRA adapters of which one or none is active at a time.
 
     Args:
-        model: a folder in FluxPipeline's layout, or a hub id.
+        model: a pipeline's folder, or a hub id.
         adapters: name -> folder with a LoRA as `load_lora_weights` takes it.
+        guidance_scale: an input of the model where it takes one; elsewhere classifier-free above 1: away from
+            the velocity without text (the reference stays), two forwards a step.
         shift: of the sampling times towards noise; None: as the model's own scheduler has it.
 
     Raises:
@@ -68,11 +53,9 @@ class FluxSampler:
         reference_positions: str = "kontext",
         max_text_tokens: int = 512,
     ) -> None:
-        from diffusers import FluxTransformer2DModel
-
-        with loading(str(model), "edit.model"):
-            self.encoder = flux.FluxEncoder(model, device, dtype, max_text_tokens)
-            self.transformer = FluxTransformer2DModel.from_pretrained(
+        with loading(str(model), "edit.model") as self.backbone:
+            self.encoder = self.backbone.Encoder(model, device, dtype, max_text_tokens)
+            self.transformer = self.backbone.TRANSFORMER.from_pretrained(
                 str(model), subfolder="transformer", torch_dtype=dtype, use_safetensors=True
             )
         self.transformer.to(device).eval().requires_grad_(False)
@@ -99,7 +82,7 @@ class FluxSampler:
                 "trained on the model that edit.model names."
             ) from error
         if name not in getattr(self.transformer, "peft_config", {}):  # diffusers only warns where no key fits
-            raise UserError(f"edit: {Path(folder) / ADAPTER_FILE} holds no LoRA of a FLUX transformer.")
+            raise UserError(f"edit: {Path(folder) / ADAPTER_FILE} holds no LoRA of this model's transformer.")
 
     def tokens(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Pictures of one size as packed latents `[B, N, 64]`, float32."""
@@ -115,21 +98,20 @@ class FluxSampler:
 
     def noises(self, item_ids: Sequence[str], seed: int, height: int, width: int) -> Callable[[], torch.Tensor]:
         """Fresh noise `[B, N, 64]` of the items at every call; the first is that of `noise`."""
-        rows, columns = self.encoder.grid(height, width)
-        shape = (rows * columns, self.transformer.config.in_channels)
+        shape = (math.prod(self.encoder.grid(height, width)), self.encoder.token_channels)
         generators = [item_generator(item_id, seed) for item_id in item_ids]
         return lambda: torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
 
     @property
     def token_size(self) -> int:
         """Pixels on a side of one token: every side of a picture must be a multiple of it."""
-        return self.encoder.pipeline.vae_scale_factor * 2
+        return self.encoder.token_size
 
     def nodes(self, num_tokens: int) -> torch.Tensor:
         """The sampler's times from 1 to 0, `[num_inference_steps + 1]`."""
         shift = self.shift
         if shift is None:
-            shift = scheduler_shift(self.encoder.pipeline.scheduler.config, num_tokens)
+            shift = self.encoder.shift(num_tokens)
         return flow.sampling_nodes(self.num_inference_steps, shift).to(self.device)
 
     @torch.no_grad()
@@ -197,8 +179,8 @@ class FluxSampler:
             reference = reference.to(self.dtype)
 
         @torch.no_grad()
-        def velocity(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            return flux.velocity(
+        def velocity(x_t: torch.Tensor, t: torch.Tensor, text: TextEmbeds = text) -> torch.Tensor:
+            return self.backbone.velocity(
                 self.transformer,
                 x_t.to(self.dtype),
                 t,
@@ -209,6 +191,13 @@ class FluxSampler:
                 self.reference_positions,
             )
 
+        def guided(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            free = velocity(x_t, t, nothing)
+            return free + guidance_scale * (velocity(x_t, t) - free)
+
+        if guidance_scale > 1 and not self.backbone.GUIDANCE_IS_INPUT:
+            nothing = self.encoder.encode_text([""] * len(texts))
+            return guided
         return velocity
 
     def _follow(self, texts, state, nodes, height, width, reference, adapter) -> torch.Tensor:

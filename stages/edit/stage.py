@@ -37,7 +37,7 @@ from stages.train.backbones.models import Device, Dtype, model_sources, resolved
 from stages.train.methods.settings import SETTINGS
 
 if TYPE_CHECKING:
-    from stages.edit.sampler import FluxSampler
+    from stages.edit.sampler import Sampler
 
 EDITS_SCHEMA = pa.schema(
     [("item_id", pa.string()), ("method", pa.string()), ("image", pa.binary()), ("seconds", pa.float64())]
@@ -51,9 +51,11 @@ class EditConfig(StageConfig):
     """Which methods edit, and how they sample."""
 
     methods: tuple[Method, ...] = ("byg", "np_edit", "untrained", "copy", "regenerate", "sdedit", "flowedit", "sft")
-    model: str = Field("stages/starter/models/flux", description="A FluxPipeline's folder, or a hub id.")
+    model: str = Field("stages/starter/models/flux", description="A diffusers pipeline's folder, or a hub id.")
     num_inference_steps: int = Field(10, ge=1)
-    guidance_scale: float = Field(3.5, ge=0)
+    guidance_scale: float = Field(
+        3.5, ge=0, description="FLUX.1-dev's distilled guidance; of others classifier-free, off at 1 and below."
+    )
     shift: float | None = Field(
         None, gt=0, description="Of the sampling times towards noise; none: as the model's scheduler has it."
     )
@@ -260,7 +262,7 @@ class EditShard:
     adapters: Mapping[str, Folder]
     config: EditConfig
     out: Folder
-    sampler: FluxSampler | None = None
+    sampler: Sampler | None = None
     pipeline: PipelineEditor | None = None
 
     def __call__(self, shard: str) -> None:
@@ -327,13 +329,13 @@ class EditShard:
         gc.collect()  # a pipeline's parts refer to each other: only this frees the device for the next model
 
 
-def load_sampler(config: EditConfig, adapters: Mapping[str, Folder]) -> FluxSampler:
+def load_sampler(config: EditConfig, adapters: Mapping[str, Folder]) -> Sampler:
     """The configured model with its adapters. Raises UserError if one of them can't be loaded."""
     import torch
 
-    from stages.edit.sampler import FluxSampler
+    from stages.edit.sampler import Sampler
 
-    return FluxSampler(
+    return Sampler(
         resolved_model(config.model),
         {name: folder.local() for name, folder in adapters.items()},
         device=resolved_device(config.device),

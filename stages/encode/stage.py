@@ -23,7 +23,6 @@ from cluster.shards import run_shards
 from stages.train.backbones.models import (
     Device,
     Dtype,
-    loading,
     model_sources,
     resolved_device,
     resolved_model,
@@ -32,7 +31,7 @@ from stages.train.backbones.models import (
 if TYPE_CHECKING:
     import torch
 
-    from stages.train.backbones.flux import FluxEncoder
+    from stages.train.backbones.backbone import BackboneEncoder
 
 TEXT_FIELDS = ("src_caption", "instruction", "tgt_caption", "reverse_instruction")
 LABEL_FIELDS = ("edit_type", "object")
@@ -43,7 +42,7 @@ MAX_PIXELS = 50_000_000
 class EncodeConfig(StageConfig):
     """By which model, at which size."""
 
-    model: str = Field("stages/starter/models/flux", description="A FluxPipeline's folder, or a hub id.")
+    model: str = Field("stages/starter/models/flux", description="A diffusers pipeline's folder, or a hub id.")
     resolution: int | None = Field(
         None,
         ge=8,
@@ -196,7 +195,7 @@ class EncodeShard:
     size: tuple[int, int]  # width and height of every picture
     config: EncodeConfig
     out: Folder
-    encoder: FluxEncoder | None = None
+    encoder: BackboneEncoder | None = None
 
     def __call__(self, shard: str) -> None:
         if self.encoder is None:
@@ -244,7 +243,7 @@ class EncodeShard:
 
     def _check_sizes(self, images: Mapping[str, Image.Image]) -> None:
         """All pictures of a training run have one size, and it is made of whole tokens."""
-        side = self.encoder.pipeline.vae_scale_factor * 2
+        side = self.encoder.token_size
         for key, image in images.items():
             if image.size != self.size:
                 raise UserError(
@@ -275,16 +274,16 @@ def _pixels(images: Sequence[Image.Image]) -> torch.Tensor:
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
 
 
-def load_encoder(config: EncodeConfig) -> FluxEncoder:
+def load_encoder(config: EncodeConfig) -> BackboneEncoder:
     """The autoencoder and text encoders of the configured model. Raises UserError if they can't be loaded."""
     import torch
 
-    from stages.train.backbones.flux import FluxEncoder
+    from stages.train.backbones.backbone import loading
 
     model = resolved_model(config.model)
-    with loading(model, "encode.model"):
+    with loading(model, "encode.model") as backbone:
         dtype = getattr(torch, config.dtype)
-        return FluxEncoder(model, resolved_device(config.device), dtype, config.max_text_tokens)
+        return backbone.Encoder(model, resolved_device(config.device), dtype, config.max_text_tokens)
 
 
 def read_image(key: str, data: bytes | None, resolution: int | None) -> Image.Image:

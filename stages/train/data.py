@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def write_rows(
     ids: Sequence[str],
     arrays: Mapping[str, torch.Tensor],
     texts: Mapping[str, Sequence[str]],
-    grid: tuple[int, int],
+    grid: tuple[int, ...],
     labels: Mapping[str, Sequence[str | None]] | None = None,
 ) -> None:
     """Writes one shard of rows.
@@ -51,16 +52,16 @@ def write_rows(
         arrays: by field (`source`; `target` where pairs are known) packed tokens `[num_rows, N, C]`, or uint8
             pictures `[num_rows, 3, H, W]` that are encoded while training.
         texts: a text per row, by field (`instruction`, ...), each of them in a shard of texts unless encoded live.
-        grid: (rows, columns) of the tokens of one picture, N = rows * columns.
+        grid: how many tokens lie along each axis, (rows, columns) of a picture; N is their product.
         labels: a word or two per row, by field (`edit_type`, ...), that no encoder reads.
     """
     for name, tensor in arrays.items():
-        tokens = tensor.ndim == 3 and tensor.shape[:2] == (len(ids), grid[0] * grid[1])
+        tokens = tensor.ndim == 3 and tensor.shape[:2] == (len(ids), math.prod(grid))
         pictures = tensor.ndim == 4 and tensor.shape[:2] == (len(ids), 3) and tensor.dtype == torch.uint8
         if not (tokens or pictures):
             shape = list(tensor.shape)
             raise ValueError(f"{name!r} {tensor.dtype} {shape} doesn't fit {len(ids)} rows of {grid} tokens")
-    _write_arrays(folder, shard, arrays, {"grid": f"{grid[0]}x{grid[1]}"})
+    _write_arrays(folder, shard, arrays, {"grid": "x".join(map(str, grid))})
     columns = {"id": pa.array(ids, pa.string())}
     columns |= {name: pa.array(column, pa.string()) for name, column in {**texts, **(labels or {})}.items()}
     folder.write_table(shard, pa.table(columns))
@@ -90,7 +91,7 @@ class Rows:
     """The rows of a folder: ids, texts and labels by field, and arrays by field that stay memory-mapped."""
 
     ids: list[str]
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     texts: dict[str, list[str]]
     shards: dict[str, list[torch.Tensor]]
     """A memory-mapped tensor per shard, by field."""
@@ -117,8 +118,7 @@ class Rows:
         if len(grids) != 1:
             sizes = ", ".join(sorted(grids))
             raise UserError(f"The encoded data in {path} mixes picture sizes ({sizes} tokens).")
-        height, _, width = grids.pop().partition("x")
-        found.grid = int(height), int(width)
+        found.grid = tuple(map(int, grids.pop().split("x")))
         return found
 
     def labels_of(self, rows: Sequence[int]) -> dict[str, list[str | None]]:
@@ -140,7 +140,7 @@ class EncodedData:
     """The rows of an encoded folder. Arrays stay memory-mapped: only the rows of a batch are read."""
 
     ids: list[str]
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     latents: Rows
     texts: dict[str, list[int]]
     """Each row's text, by field, as an index into `text_places`."""

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from cluster.errors import UserError
 from stages.train.adapters import Adapter, Adapters
-from stages.train.backbones import flux
+from stages.train.backbones.backbone import backbone_of
 from stages.train.data import BatchOrder, EncodedData
 from stages.train.live import LiveData
 from stages.train.methods import byg, np_edit, sft
@@ -67,6 +67,7 @@ class Trainer:
         share = config.batch_size // self.world_size
         self.my_rows = slice(self.rank * share, (self.rank + 1) * share)
 
+        self.backbone = backbone_of(config.model, f"train_{config.method}.model")
         self.root, self.transformer = load_root(config, device)
         self.adapters = Adapters(self.transformer)
         self.trained: dict[str, Adapter] = {}
@@ -90,7 +91,7 @@ class Trainer:
 
     def _new_adapter(self, name: str) -> Adapter:
         config = self.config
-        return self.adapters.add(name, config.rank, config.lora_alpha, flux.LORA_TARGETS, config.seed)
+        return self.adapters.add(name, config.rank, config.lora_alpha, self.backbone.LORA_TARGETS, config.seed)
 
     def _new_trained(self, name: str) -> tuple[Adapter, torch.optim.AdamW]:
         adapter, config = self._new_adapter(name), self.config
@@ -123,7 +124,7 @@ class Trainer:
             x_t: torch.Tensor, t: torch.Tensor, text: TextEmbeds, reference: torch.Tensor | None
         ) -> torch.Tensor:
             with self.adapters.use(adapter):
-                return flux.velocity(
+                return self.backbone.velocity(
                     self.transformer,
                     x_t,
                     t,

@@ -1,4 +1,4 @@
-"""The trained LoRA as diffusers has it: `FluxPipeline.load_lora_weights` takes the folder."""
+"""The trained LoRA as diffusers has it: `load_lora_weights` of the backbone's pipeline takes the folder."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from safetensors import SafetensorError, safe_open
 
 from cluster.errors import UserError
 from cluster.folder import Folder
+from stages.train.backbones.backbone import Backbone
 
 FILE = "pytorch_lora_weights.safetensors"
 _PREFIX = "transformer."
 
 
-def save_lora(folder: Folder, tensors: dict[str, torch.Tensor], rank: int, alpha: float) -> None:
-    """Writes a LoRA's tensors (`<module>.lora_A.weight`, ...) to `FILE`; equal ones give equal bytes."""
-    from diffusers import FluxPipeline
+def save_lora(folder: Folder, tensors: dict[str, torch.Tensor], rank: int, alpha: float, backbone: Backbone) -> None:
+    """Writes a LoRA's tensors (`<module>.lora_A.weight`, ...) to `FILE`, as the backbone's pipeline has them.
 
+    Equal ones give equal bytes.
+    """
     modules = sorted({path.rsplit(".lora_", 1)[0] for path in tensors})
     layers = {path: tensor.detach().cpu().contiguous() for path, tensor in tensors.items()}
     with tempfile.TemporaryDirectory() as temporary:
-        FluxPipeline.save_lora_weights(
+        backbone.PIPELINE.save_lora_weights(
             temporary,
             transformer_lora_layers=layers,
             transformer_lora_adapter_metadata={"r": rank, "lora_alpha": alpha, "target_modules": modules},

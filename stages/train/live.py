@@ -19,7 +19,7 @@ from stages.train.data import EncodedData, Rows
 from stages.train.roles import Batch
 
 if TYPE_CHECKING:
-    from stages.train.backbones.flux import FluxEncoder
+    from stages.train.backbones.backbone import BackboneEncoder
 
 MARKER = "live.json"
 """Says by which model the pictures and texts of this folder are to be encoded: {model, dtype, max_text_tokens}."""
@@ -30,7 +30,7 @@ class LiveData:
     """The rows of a folder of pictures, encoded batch by batch."""
 
     rows: Rows
-    encoder: FluxEncoder
+    encoder: BackboneEncoder
 
     @classmethod
     def load(
@@ -42,8 +42,8 @@ class LiveData:
         labels: Sequence[str] = (),
     ) -> LiveData:
         """Opens a folder with a `live.json`. Raises UserError if the folder or its model can't be read."""
-        from stages.train.backbones.flux import FluxEncoder
-        from stages.train.backbones.models import loading, resolved_model
+        from stages.train.backbones.backbone import loading
+        from stages.train.backbones.models import resolved_model
 
         try:
             settings: dict[str, Any] = json.loads((path / MARKER).read_text())
@@ -51,12 +51,12 @@ class LiveData:
             max_text_tokens = settings["max_text_tokens"]
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise UserError(f"{path / MARKER} can't be read ({error}). Make it anew with --force encode.") from None
-        with loading(model, "encode.model"):
-            encoder = FluxEncoder(resolved_model(model), str(device), dtype, max_text_tokens)
+        with loading(model, "encode.model") as backbone:
+            encoder = backbone.Encoder(resolved_model(model), str(device), dtype, max_text_tokens)
         return cls(Rows.load(path, latents, texts, labels), encoder)
 
     @property
-    def grid(self) -> tuple[int, int]:
+    def grid(self) -> tuple[int, ...]:
         return self.rows.grid
 
     def __len__(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,8 +13,8 @@ from PIL import Image, ImageDraw
 from cluster.errors import UserError
 from cluster.folder import Folder
 from stages.train import flow
-from stages.train.backbones.flux import FluxEncoder
-from stages.train.backbones.models import loading, resolved_model
+from stages.train.backbones.backbone import loading
+from stages.train.backbones.models import resolved_model
 from stages.train.backbones.pictures import to_images, to_pixels
 from stages.train.engine import Trainer
 
@@ -81,9 +80,9 @@ class Preview:
     def __init__(self, trainer: Trainer, items: Sequence[Item], metric: Metric | None, num_steps: int) -> None:
         config = trainer.config
         self.trainer, self.items, self.metric = trainer, items, metric
-        with loading(config.model, "train_byg.model"):
+        with loading(config.model, f"train_{config.method}.model") as backbone:
             dtype = getattr(torch, config.dtype)
-            self.encoder = FluxEncoder(resolved_model(config.model), str(trainer.device), dtype)
+            self.encoder = backbone.Encoder(resolved_model(config.model), str(trainer.device), dtype)
         self.width, self.height = items[0].image.size
         if self.encoder.grid(self.height, self.width) != trainer.data.grid:
             raise UserError(
@@ -101,20 +100,7 @@ class Preview:
 
     def _nodes(self, num_steps: int) -> torch.Tensor:
         """The sampler's times from 1 to 0, shifted towards noise as the model's own scheduler does."""
-        scheduler = self.encoder.pipeline.scheduler
-        config, num_tokens = scheduler.config, self.source.shape[1]
-        if not config.use_dynamic_shifting:
-            return flow.sampling_nodes(num_steps, config.shift)
-        from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-
-        shift = calculate_shift(
-            num_tokens,
-            config.base_image_seq_len,
-            config.max_image_seq_len,
-            config.base_shift,
-            config.max_shift,
-        )
-        return flow.sampling_nodes(num_steps, math.exp(shift))
+        return flow.sampling_nodes(num_steps, self.encoder.shift(self.source.shape[1]))
 
     def tokens(self) -> tuple[torch.Tensor, dict[str, float]]:
         """The edits as packed latents, and how well the sources come back from them, by noise level.

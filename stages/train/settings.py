@@ -15,7 +15,7 @@ from stages.train.vlm.questions import QuestionTemplates
 class TrainConfig(StageConfig):
     """What every method has: the base model, its LoRA, the optimizer, and how the work is spread."""
 
-    model: str = Field("stages/starter/models/flux", description="a folder in FluxPipeline's layout, or a hub id")
+    model: str = Field("stages/starter/models/flux", description="a diffusers pipeline's folder, or a hub id")
     init_adapter: str | None = Field(
         None, description="a folder with a LoRA of the same rank to start from, as this stage exports it"
     )
@@ -33,8 +33,10 @@ class TrainConfig(StageConfig):
     max_gradient_norm: float = Field(1.0, gt=0, description="a larger gradient is scaled down to this norm")
     ema_decay: float = Field(0.999, ge=0, lt=1, description="of the average that samples and is exported")
     seed: int = Field(0, ge=0)
-    guidance_scale: float = Field(3.5, ge=0, description="FLUX.1-dev's distilled guidance, an input")
-    reference_positions: Literal["kontext", "shared"] = "kontext"
+    guidance_scale: float = Field(3.5, ge=0, description="FLUX.1-dev's distilled guidance, an input; others take none")
+    reference_positions: Literal["kontext", "shared"] = Field(
+        "kontext", description="of FLUX; elsewhere a reference always shares the picture's"
+    )
     dtype: Dtype = Field("float32", description="of the base and of the activations")
 
     stop_gradient_norm: float = runtime(1e4, gt=0, description="a larger gradient, or a NaN, stops the training")

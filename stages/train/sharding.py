@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from stages.train.backbones.models import loading, resolved_model
+from stages.train.backbones.backbone import loading
+from stages.train.backbones.models import resolved_model
 from stages.train.settings import TrainConfig
 
 
@@ -38,18 +39,16 @@ def load_root(config: TrainConfig, device: torch.device) -> tuple[nn.Module, nn.
 
     Raises UserError if the model can't be loaded.
     """
-    from diffusers import FluxTransformer2DModel
-
     dtype = getattr(torch, config.dtype)
     model = resolved_model(config.model)
-    with loading(config.model, "train_byg.model"):
+    with loading(config.model, f"train_{config.method}.model") as backbone:
         if config.sharding == "none":
-            transformer = FluxTransformer2DModel.from_pretrained(
+            transformer = backbone.TRANSFORMER.from_pretrained(
                 model, subfolder="transformer", torch_dtype=dtype, use_safetensors=True
             )
             transformer.to(device)
         else:
-            transformer = _sharded_transformer(FluxTransformer2DModel, _transformer_folder(model), config)
+            transformer = _sharded_transformer(backbone.TRANSFORMER, _transformer_folder(model), config)
     transformer.requires_grad_(False).eval()
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()  # diffusers' default is the non-reentrant kind
@@ -147,9 +146,13 @@ def _sharded_transformer(transformer_class: Any, folder: Path, config: TrainConf
     with deepspeed.zero.Init(config_dict_or_path=deepspeed_config(config)):
         transformer = transformer_class.from_config(settings)
     missing = dict(transformer.named_parameters())
+    buffers = dict(transformer.named_buffers())  # of which a file has some, whole on every rank
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():
+                if name in buffers:
+                    buffers[name].copy_(opened.get_tensor(name))
+                    continue
                 parameter = missing.pop(name, None)
                 if parameter is None:
                     raise ValueError(f"{file} has a tensor {name!r} that the transformer hasn't")

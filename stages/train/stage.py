@@ -112,7 +112,7 @@ class TrainRank:
         }
         if trainer.rank == 0:
             write_history(context.out, trainer.history)
-            save_lora(context.out.sub("adapter"), trainer.ema.tensors, config.rank, config.lora_alpha)
+            save_lora(context.out.sub("adapter"), trainer.ema.tensors, config.rank, config.lora_alpha, trainer.backbone)
             self._register(figures)
         if device.type == "cuda":
             torch.cuda.synchronize()
@@ -153,7 +153,7 @@ class TrainRank:
             tracker.register_adapter(self.context.out.local("adapter"), self.context.stage, params)
 
 
-def load_judge(config: TrainConfig, grid: tuple[int, int], device: torch.device) -> Any:
+def load_judge(config: TrainConfig, grid: tuple[int, ...], device: torch.device) -> Any:
     """The judge of a method that asks one, for pictures of `grid` tokens; else None."""
     if not isinstance(config, TrainNPEditConfig) or not config.np_edit.vlm:
         return None
@@ -164,8 +164,10 @@ def load_judge(config: TrainConfig, grid: tuple[int, int], device: torch.device)
 
 def identity_of(config: TrainConfig) -> dict[str, Any]:
     """What a checkpoint must agree in with the training that goes on from it."""
+    from stages.train.backbones.backbone import backbone_of
+
     names = ("method", "model", "rank", "alpha", "batch_size", "seed", "dtype")
-    return {"backbone": "flux"} | {name: getattr(config, name) for name in names}
+    return {"backbone": backbone_of(config.model).NAME} | {name: getattr(config, name) for name in names}
 
 
 def resume(trainer: Any, checkpoints: Any, context: Context) -> bool:

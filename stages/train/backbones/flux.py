@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from diffusers import FluxPipeline, FluxTransformer2DModel
 
+from stages.train.backbones.image_encoder import ImageEncoder
 from stages.train.roles import TextEmbeds
 
+NAME = "flux"
+TRANSFORMER = FluxTransformer2DModel
+PIPELINE = FluxPipeline
 LORA_TARGETS = [
     "to_q",
     "to_k",
@@ -31,6 +36,7 @@ LORA_TARGETS = [
     "x_embedder",
     "context_embedder",
 ]
+GUIDANCE_IS_INPUT = True
 
 
 def image_ids(height: int, width: int, index: int, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -43,12 +49,12 @@ def image_ids(height: int, width: int, index: int, device: torch.device | str = 
 
 
 def velocity(
-    transformer,
+    transformer: FluxTransformer2DModel,
     x_t: torch.Tensor,
     t: torch.Tensor,
     text: TextEmbeds,
     reference: torch.Tensor | None,
-    grid: tuple[int, int],
+    grid: tuple[int, ...],
     guidance_scale: float,
     reference_positions: Literal["kontext", "shared"] = "kontext",
 ) -> torch.Tensor:
@@ -78,18 +84,13 @@ def velocity(
     return output[:, : x_t.shape[1]]
 
 
-class FluxEncoder:
-    """The parts of a FLUX pipeline around its transformer: pixels to tokens and back, texts to embeddings."""
+class Encoder(ImageEncoder):
+    """The parts of a FluxPipeline around its transformer: autoencoder, CLIP and T5."""
 
     def __init__(
         self, model: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, max_length: int = 512
     ) -> None:
-        from diffusers import FluxPipeline
-
-        self.pipeline = FluxPipeline.from_pretrained(
-            str(model), transformer=None, torch_dtype=dtype, use_safetensors=True
-        ).to(device)
-        self.device, self.dtype = device, dtype
+        super().__init__(PIPELINE, model, device, dtype)
         self.max_length = min(max_length, self.pipeline.tokenizer_2.model_max_length)
 
     @torch.no_grad()
@@ -99,29 +100,3 @@ class FluxEncoder:
             prompt=list(texts), prompt_2=None, max_sequence_length=self.max_length
         )
         return {"prompt_embeds": prompt_embeds, "pooled_prompt_embeds": pooled}
-
-    @torch.no_grad()
-    def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels in [-1, 1], `[B, 3, H, W]`, to packed tokens `[B, N, 64]` (the posterior's mode, scaled)."""
-        vae = self.pipeline.vae
-        latents = vae.encode(pixels.to(self.device, self.dtype)).latent_dist.mode()
-        latents = (latents - vae.config.shift_factor) * vae.config.scaling_factor
-        batch, channels, height, width = latents.shape
-        return self.pipeline._pack_latents(latents, batch, channels, height, width)
-
-    def decode(self, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Packed tokens to pixels in [0, 1], `[B, 3, height, width]`; gradients go through."""
-        vae = self.pipeline.vae
-        latents = self.pipeline._unpack_latents(tokens, height, width, self.pipeline.vae_scale_factor)
-        latents = latents / vae.config.scaling_factor + vae.config.shift_factor
-        return (vae.decode(latents.to(self.dtype), return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
-
-    @torch.no_grad()
-    def decode_pixels(self, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """The same, without gradients."""
-        return self.decode(tokens, height, width)
-
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of tokens for a picture of `height` x `width` pixels."""
-        side = self.pipeline.vae_scale_factor * 2
-        return height // side, width // side

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
-
-from cluster.errors import UserError
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["float32", "bfloat16"]
@@ -35,16 +31,3 @@ def resolved_device(device: Device) -> str:
     import torch
 
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-
-
-@contextlib.contextmanager
-def loading(model: str, setting: str) -> Iterator[None]:
-    """Turns what goes wrong while a FLUX pipeline is loaded into a UserError that names the `setting`."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        text = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"{model} can't be loaded as a FLUX pipeline ({text}). Name a folder that "
-            f"FluxPipeline.save_pretrained made, or a hub id, with --set {setting}=..."
-        ) from error

@@ -7,8 +7,8 @@ import math
 
 import torch
 
-from stages.train.backbones.flux import FluxEncoder
-from stages.train.backbones.models import loading, resolved_model
+from stages.train.backbones.backbone import BackboneEncoder, loading
+from stages.train.backbones.models import resolved_model
 from stages.train.roles import Batch
 from stages.train.settings import TrainNPEditConfig
 from stages.train.vlm.questions import Question, QuestionTemplates, local_questions
@@ -19,7 +19,7 @@ from stages.train.vlm.verifier import Verifier, load_verifier
 class EditJudge:
     """Asks of every edit whether it was done and, if `identity_question`, whether all the rest is the same."""
 
-    encoder: FluxEncoder
+    encoder: BackboneEncoder
     verifier: Verifier
     templates: QuestionTemplates
     size: tuple[int, int]  # height and width of the pictures
@@ -27,15 +27,14 @@ class EditJudge:
     vocabulary: bool = False
 
     @classmethod
-    def load(cls, config: TrainNPEditConfig, grid: tuple[int, int], device: str) -> EditJudge:
+    def load(cls, config: TrainNPEditConfig, grid: tuple[int, ...], device: str) -> EditJudge:
         """Loads autoencoder and vision-language model. Raises UserError for a folder that holds none."""
         dtype = getattr(torch, config.dtype)
-        with loading(config.model, "train_np_edit.model"):
-            encoder = FluxEncoder(resolved_model(config.model), device, dtype)
-        encoder.pipeline.vae.requires_grad_(False)
+        with loading(config.model, "train_np_edit.model") as backbone:
+            encoder = backbone.Encoder(resolved_model(config.model), device, dtype)
         verifier = load_verifier(resolved_model(config.vlm), device, getattr(torch, config.vlm_dtype))
-        side = encoder.pipeline.vae_scale_factor * 2
-        size = grid[0] * side, grid[1] * side
+        rows, columns = grid
+        size = rows * encoder.token_size, columns * encoder.token_size
         return cls(
             encoder, verifier, config.questions, size, config.np_edit.identity_question, config.np_edit.vocabulary
         )

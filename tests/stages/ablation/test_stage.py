@@ -11,7 +11,7 @@ from cluster.folder import Folder
 from stages.ablation.stage import AblationConfig, ablate
 from stages.starter import world
 from stages.starter.stages import BenchmarkConfig, make_benchmark
-from stages.train.backbones.flux import FluxEncoder
+from stages.train.backbones import flux
 from stages.train.data import rows_shard, texts_shard, write_rows, write_texts
 from stages.train.methods import byg
 from stages.train.methods.settings import ByGConfig
@@ -28,7 +28,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     generator = np.random.default_rng(0)
     edits = [world.sample_edit(world.sample_scene(generator), generator) for _ in range(8)]
     pixels = np.stack([world.render_float(edit.source) for edit in edits])
-    encoder = FluxEncoder(MODEL, max_length=16)
+    encoder = flux.Encoder(MODEL, max_length=16)
     source = encoder.encode_pixels(torch.from_numpy(pixels).float().permute(0, 3, 1, 2) * 2 - 1)
     columns = {field: [getattr(edit, field) for edit in edits] for field in byg.TEXTS}
     texts = sorted({text for column in columns.values() for text in column})

@@ -6,9 +6,11 @@ from PIL import Image
 from cluster.errors import UserError
 from cluster.folder import Folder
 from stages.edit.editors import Copy, FewStepEditor, FlowEdit, InstructionEditor, Item, Regenerate, SDEdit
-from stages.edit.sampler import ADAPTER_FILE, FluxSampler, item_generator, item_noise, scheduler_shift
+from stages.edit.sampler import ADAPTER_FILE, Sampler, item_generator
 from stages.starter import world
 from stages.train.adapters import Adapters
+from stages.train.backbones.backbone import backbone_of
+from stages.train.backbones.image_encoder import scheduler_shift
 from stages.train.export import save_lora
 
 TEXTS = ["red circle top left on gray background", "blue square top right on teal background at night"]
@@ -16,7 +18,7 @@ TEXTS = ["red circle top left on gray background", "blue square top right on tea
 
 @pytest.fixture(scope="module")
 def sampler(tiny_flux):
-    return FluxSampler(tiny_flux, num_inference_steps=4)
+    return Sampler(tiny_flux, num_inference_steps=4)
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +40,24 @@ def items():
     ]
 
 
+def item_noise(item_id, seed, *shape):
+    return torch.randn(shape, generator=item_generator(item_id, seed))
+
+
 def texts_of(edit):
     return edit.instruction, edit.src_caption, edit.tgt_caption
 
 
 def save_adapter(model, folder, seed, rank=2, alpha=4.0):
     """A random LoRA of the model, written as training writes it."""
-    from diffusers import FluxTransformer2DModel
-
-    transformer = FluxTransformer2DModel.from_pretrained(model, subfolder="transformer")
+    backbone = backbone_of(str(model))
+    transformer = backbone.TRANSFORMER.from_pretrained(model, subfolder="transformer")
     adapters = Adapters(transformer)
     adapters.add("random", rank, alpha, ["to_q", "to_v", "proj_out"], seed)
     tensors = adapters.tensors("random")
     generator = torch.Generator().manual_seed(seed)
     random = {path: torch.randn(t.shape, generator=generator) * 0.3 for path, t in tensors.items()}
-    save_lora(folder, random, rank, alpha)
+    save_lora(folder, random, rank, alpha, backbone)
 
 
 def draw(pipeline, texts, noise, height=32, width=32, num_inference_steps=4, output_type="latent"):
@@ -215,9 +220,9 @@ def test_adapters_are_those_of_the_pipeline_and_do_not_mix(tiny_flux, tmp_path, 
     folders = {name: tmp_path / name for name in seeds}
     for name, seed in seeds.items():
         save_adapter(tiny_flux, Folder(folders[name]), seed)
-    sampler = FluxSampler(tiny_flux, folders, num_inference_steps=2)
+    sampler = Sampler(tiny_flux, folders, num_inference_steps=2)
     noise = sampler.noise(["a", "b"], 0, 32, 32)
-    base = FluxSampler(tiny_flux, num_inference_steps=2).sample(TEXTS, noise, 32, 32)
+    base = Sampler(tiny_flux, num_inference_steps=2).sample(TEXTS, noise, 32, 32)
     for name in ("byg", "sft", "byg"):
         pipeline.load_lora_weights(folders[name], weight_name=ADAPTER_FILE, adapter_name=name)
         expected = draw(pipeline, TEXTS, noise, num_inference_steps=2)
@@ -229,7 +234,7 @@ def test_adapters_are_those_of_the_pipeline_and_do_not_mix(tiny_flux, tmp_path, 
 
 
 def test_bfloat16_is_near(tiny_flux, sampler, items):
-    coarse = FluxSampler(tiny_flux, num_inference_steps=4, dtype=torch.bfloat16)
+    coarse = Sampler(tiny_flux, num_inference_steps=4, dtype=torch.bfloat16)
     ours, theirs = (InstructionEditor(s, 0).edit(items[:1])[0] for s in (coarse, sampler))
     assert np.abs(np.asarray(ours, dtype=int) - np.asarray(theirs)).mean() < 4
 
@@ -242,18 +247,18 @@ def test_size_that_is_not_made_of_tokens_is_named(sampler):
 
 def test_what_cannot_be_loaded_is_named(tiny_flux, tmp_path):
     with pytest.raises(UserError, match="--set edit.model"):
-        FluxSampler(tmp_path / "nothing")
+        Sampler(tmp_path / "nothing")
     with pytest.raises(UserError, match="adapter 'byg'"):
-        FluxSampler(tiny_flux, {"byg": tmp_path / "nothing"})
+        Sampler(tiny_flux, {"byg": tmp_path / "nothing"})
     from safetensors.torch import save_file
 
     (tmp_path / "foreign").mkdir()
     save_file({"unet.x.lora_A.weight": torch.zeros(2, 2)}, tmp_path / "foreign" / ADAPTER_FILE)
     with pytest.raises(UserError, match="holds no LoRA"):
-        FluxSampler(tiny_flux, {"byg": tmp_path / "foreign"})
+        Sampler(tiny_flux, {"byg": tmp_path / "foreign"})
     (tmp_path / "misfit").mkdir()
     shapes = {"A": (2, 9), "B": (9, 2)}
     key = "transformer.transformer_blocks.0.attn.to_q.lora_{}.weight"
     save_file({key.format(n): torch.zeros(s) for n, s in shapes.items()}, tmp_path / "misfit" / ADAPTER_FILE)
     with pytest.raises(UserError, match="doesn't fit the model"):
-        FluxSampler(tiny_flux, {"byg": tmp_path / "misfit"})
+        Sampler(tiny_flux, {"byg": tmp_path / "misfit"})

@@ -75,7 +75,7 @@ def work(tiny_flux, tmp_path, monkeypatch):
                     done.append(shard)
 
         monkeypatch.setattr("stages.encode.stage.run_shards", in_process)
-        function(given, EncodeConfig(model=str(tiny_flux), **settings), context)
+        function(given, EncodeConfig(**{"model": str(tiny_flux)} | settings), context)
         return context, done
 
     return run
@@ -140,11 +140,15 @@ def test_pairs_have_source_and_target(tmp_path, work, tiny_flux):
         assert torch.allclose(batch.latents[field], encoder.encode_pixels(to_pixels(images)), atol=1e-5)
 
 
-def test_live_keeps_pictures_and_texts_and_gives_training_the_same_batches(tmp_path, work):
+@pytest.mark.parametrize("backbone", ["flux", "sd3"])
+def test_live_keeps_pictures_and_texts_and_gives_training_the_same_batches(
+    tmp_path, work, tiny_flux, tiny_sd3, backbone
+):
+    model = str({"flux": tiny_flux, "sd3": tiny_sd3}[backbone])
     samples, tuples = [sample(i) for i in range(4)], [training_tuple(i) for i in range(4)]
     given = inputs(tmp_path, samples, tuples)
-    before, _ = work(encode_tuples, given, name="before", shard_size=3)
-    live, _ = work(encode_tuples, given, name="live", shard_size=3, live=True)
+    before, _ = work(encode_tuples, given, name="before", shard_size=3, model=model)
+    live, _ = work(encode_tuples, given, name="live", shard_size=3, live=True, model=model)
     assert live.out.list(recursive=True) == [
         "live.json", *(f"rows/0000{shard}.{kind}" for shard in (0, 1) for kind in ("parquet", "safetensors"))
     ]  # fmt: skip

@@ -16,6 +16,8 @@ from stages.train.data import EncodedData, rows_shard, texts_shard, write_rows, 
 from stages.train.methods import byg, np_edit, sft
 from stages.train.settings import TrainByGConfig, TrainNPEditConfig, TrainSFTConfig
 from stages.train.vlm.questions import QuestionTemplates
+from tests.tiny_flux import tiny_flux  # noqa: F401
+from tests.tiny_sd3 import tiny_sd3  # noqa: F401
 
 GRID = (2, 2)
 NUM_ROWS = 10

@@ -1,4 +1,4 @@
-"""Our forwards and files against diffusers' own pipelines."""
+"""FLUX with a reference, exported files and previews against diffusers' own pipelines; see also test_backbones.py."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from cluster.errors import UserError
 from cluster.folder import Folder
 from stages.train import flow
 from stages.train.backbones import flux
-from stages.train.backbones.pictures import to_images, to_pixels
+from stages.train.backbones.pictures import to_pixels
 from stages.train.engine import Trainer
 from stages.train.export import FILE, read_lora, save_lora
 from stages.train.preview import Item, Preview
@@ -47,21 +47,9 @@ def followed(encoder, transformer, texts, noise, reference, grid) -> torch.Tenso
     return state
 
 
-def test_without_reference_we_do_what_fluxpipeline_does(flux_folder):
-    pipeline = pipeline_of("FluxPipeline", flux_folder)
-    encoder = flux.FluxEncoder(flux_folder, max_length=16)
-    noise, texts = torch.randn(2, 4, 64), ["red circle", "blue square on gray background"]
-    theirs = pipeline(
-        prompt=texts, height=16, width=16, num_inference_steps=NUM_STEPS, guidance_scale=2.5, latents=noise,
-        max_sequence_length=16, output_type="latent",
-    ).images  # fmt: skip
-    ours = followed(encoder, pipeline.transformer, texts, noise, None, (2, 2))
-    assert (ours - theirs).abs().max() < 1e-5
-
-
 def test_with_reference_we_do_what_kontext_does(flux_folder, pictures):
     pipeline = pipeline_of("FluxKontextPipeline", flux_folder)
-    encoder = flux.FluxEncoder(flux_folder, max_length=16)
+    encoder = flux.Encoder(flux_folder, max_length=16)
     noise, texts = torch.randn(2, 4, 64), ["make the red circle blue", "remove the blue square"]
     theirs = pipeline(
         image=to_pixels(pictures) / 2 + 0.5, prompt=texts, height=16, width=16, num_inference_steps=NUM_STEPS,
@@ -75,37 +63,10 @@ def test_with_reference_we_do_what_kontext_does(flux_folder, pictures):
     assert (ours - without).abs().max() > 1e-3
 
 
-def test_pixels_and_texts_are_encoded_as_the_pipeline_does(flux_folder, pictures):
-    pipeline = pipeline_of("FluxPipeline", flux_folder)
-    encoder = flux.FluxEncoder(flux_folder, max_length=16)
-    tokens = encoder.encode_pixels(to_pixels(pictures))
-    decoded = pipeline.vae.decode(pipeline.vae.encode(to_pixels(pictures)).latent_dist.mode()).sample
-    expected = pipeline.image_processor.postprocess(decoded.detach(), output_type="pil")
-    ours = to_images(encoder.decode_pixels(tokens, 16, 16))
-    assert all(np.abs(np.int32(a) - np.int32(b)).max() <= 1 for a, b in zip(ours, expected, strict=True))
-    assert encoder.grid(16, 16) == (2, 2)
-
-
-def test_the_exported_lora_gives_the_same_velocity_in_diffusers(byg_config, data, flux_folder, tmp_path):
-    config = byg_config.model_copy(update={"alpha": 7.0})  # not the rank
-    trainer = nontrivial(Trainer(config, data, CPU))
-    save_lora(Folder(tmp_path), trainer.ema.tensors, config.rank, config.lora_alpha)
-    pipeline = pipeline_of("FluxPipeline", flux_folder)
-    pipeline.load_lora_weights(tmp_path)
-    batch, t = trainer.batch([0, 1, 2]), torch.tensor([0.2, 0.5, 0.9])
-    x_t, text, reference = batch.latents["target"], batch.texts["instruction"], batch.latents["source"]
-    with torch.no_grad():
-        ours = trainer.role("ema")(x_t, t, text, reference)
-        theirs = flux.velocity(pipeline.transformer, x_t, t, text, reference, data.grid, config.guidance_scale)
-        base = trainer.role(None)(x_t, t, text, reference)
-    assert (ours - base).abs().max() > 1e-2
-    assert (ours - theirs).abs().max() < 1e-5
-
-
 def test_an_exported_lora_comes_back_and_its_bytes_are_always_the_same(byg_config, data, tmp_path):
     trainer = nontrivial(Trainer(byg_config, data, CPU))
     for name in "ab":
-        save_lora(Folder(tmp_path / name), trainer.ema.tensors, byg_config.rank, byg_config.lora_alpha)
+        save_lora(Folder(tmp_path / name), trainer.ema.tensors, byg_config.rank, byg_config.lora_alpha, flux)
     assert (tmp_path / "a" / FILE).read_bytes() == (tmp_path / "b" / FILE).read_bytes()
     header = (tmp_path / "a" / FILE).read_bytes()[8:]
     assert header.index(b'"__metadata__"') == 1 and header.index(b'"format"') < header.index(b'"lora_adapter_metadata"')
@@ -117,7 +78,7 @@ def test_an_exported_lora_comes_back_and_its_bytes_are_always_the_same(byg_confi
 
 def test_a_lora_that_does_not_fit_is_refused(byg_config, data, tmp_path):
     trainer = Trainer(byg_config, data, CPU)
-    save_lora(Folder(tmp_path), trainer.ema.tensors, byg_config.rank, byg_config.lora_alpha)
+    save_lora(Folder(tmp_path), trainer.ema.tensors, byg_config.rank, byg_config.lora_alpha, flux)
     wider = Trainer(byg_config.model_copy(update={"rank": 8}), data, CPU)
     with pytest.raises(UserError, match="same model and rank"):
         read_lora(tmp_path, wider.ema.shapes, byg_config.lora_alpha)
@@ -150,7 +111,7 @@ def test_a_preview_is_what_the_exported_adapter_makes_at_inference(byg_config, d
         velocity = trainer.role("ema")(x_t, t, preview.reverse_text, tokens)
     expected = (velocity - (preview.noises[0] - preview.source)).square().mean().item()
     assert losses["validation_cycle_t0.4"] == pytest.approx(expected, rel=1e-5)
-    save_lora(Folder(tmp_path), trainer.ema.tensors, byg_config.rank, byg_config.lora_alpha)
+    save_lora(Folder(tmp_path), trainer.ema.tensors, byg_config.rank, byg_config.lora_alpha, flux)
     pipeline = pipeline_of("FluxKontextPipeline", flux_folder)
     pipeline.load_lora_weights(tmp_path)
     theirs = pipeline(

@@ -58,15 +58,21 @@ def differences(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float
     return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
-def assert_alike(plain: Trainer, out: Path) -> None:
-    """State and figures equal but for rounding. AdamW makes whole steps of the smallest gradients, hence its bound."""
+def assert_alike(plain: Trainer, out: Path, num_stray: int = 0) -> None:
+    """State and figures equal but for rounding. AdamW makes whole steps of the smallest gradients, hence its bound.
+
+    `num_stray` weights in all may pass it: those whose gradient is nothing but rounding. The moments are held in full.
+    """
     step, tensors, history = Checkpoints(Folder(out), identity_of(plain.config)).load()
     assert step == plain.step
     ours = plain.state_tensors()
     assert ours.keys() == tensors.keys()
     for name, tensor in ours.items():
-        bound = 1e-6 if name.startswith("exp_avg") else 1e-2 * plain.config.learning_rate
-        assert (tensor - tensors[name]).abs().max() < bound, name
+        is_moment = name.startswith("exp_avg")
+        bound = 1e-6 if is_moment else 1e-2 * plain.config.learning_rate
+        num_apart = int((~((tensor - tensors[name]).abs() < bound)).sum())
+        assert num_apart <= (0 if is_moment else num_stray), name
+        num_stray -= num_apart
     assert [figure[:2] for figure in history] == [figure[:2] for figure in plain.history]
     for (_, name, wanted), (_, _, value) in zip(plain.history, history, strict=True):
         assert value == pytest.approx(wanted, rel=1e-5, abs=1e-6), name

@@ -9,7 +9,7 @@ import yaml
 
 from cluster.errors import UserError
 from stages.starter import vlm_questions, world
-from stages.train.backbones.flux import FluxEncoder
+from stages.train.backbones import flux
 from stages.train.roles import Batch
 from stages.train.vlm.judge import EditJudge
 from stages.train.vlm.questions import QuestionTemplates
@@ -21,8 +21,8 @@ TEMPLATES = QuestionTemplates(
 
 
 @pytest.fixture(scope="module")
-def encoder() -> FluxEncoder:
-    return FluxEncoder(MODELS / "flux", max_length=16)
+def encoder() -> flux.Encoder:
+    return flux.Encoder(MODELS / "flux", max_length=16)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def edits() -> list[world.Edit]:
     return [world.sample_edit(world.sample_scene(generator), generator) for _ in range(24)]
 
 
-def tokens(encoder: FluxEncoder, scenes: list[world.Scene]) -> torch.Tensor:
+def tokens(encoder: flux.Encoder, scenes: list[world.Scene]) -> torch.Tensor:
     pictures = np.stack([world.render_float(scene) for scene in scenes])
     return encoder.encode_pixels(torch.from_numpy(pictures).float().permute(0, 3, 1, 2) * 2 - 1)
 

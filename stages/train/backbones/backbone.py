@@ -1,0 +1,120 @@
+"""What a backbone is: a module of this package with these names. And which one a model is.
+
+Imports every backbone, and with them diffusers: only what runs a model imports this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Literal, Protocol
+
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+
+from cluster.errors import UserError
+from stages.train.backbones import flux, sd3
+from stages.train.backbones.models import resolved_model
+from stages.train.roles import TextEmbeds
+
+
+class BackboneEncoder(Protocol):
+    """A pipeline's parts around its transformer: pixels to packed tokens and back, texts to embeddings.
+
+    Made from (model, device, dtype, max_length), the last the most tokens of a text. Nothing in it is trained.
+    """
+
+    pipeline: DiffusionPipeline
+    """The library's own, without its transformer."""
+
+    def encode_text(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Embeddings of texts, `[B, ...]` each, by the names that `velocity` reads."""
+
+    def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels in [-1, 1], `[B, 3, H, W]` (of a video `[B, 3, F, H, W]`), to packed tokens `[B, N, C]`."""
+
+    def decode(self, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Packed tokens to pixels in [0, 1], in the shape that `encode_pixels` takes; gradients go through."""
+
+    def decode_pixels(self, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """The same, without gradients."""
+
+    def grid(self, height: int, width: int) -> tuple[int, ...]:
+        """How many tokens lie along each axis, rows and columns last; their product is N."""
+
+    def shift(self, num_tokens: int) -> float:
+        """How far the model's own scheduler moves its times towards noise."""
+
+    @property
+    def token_size(self) -> int:
+        """Pixels on a side of one token: every side of a picture must be a multiple of it."""
+
+    @property
+    def token_channels(self) -> int:
+        """The C of a token."""
+
+
+class Backbone(Protocol):
+    """A module with these names. Tokens are packed, `[B, N, C]`, everywhere outside it."""
+
+    NAME: str
+    TRANSFORMER: type[ModelMixin]
+    PIPELINE: type[DiffusionPipeline]
+    """Reads and writes LoRAs of the transformer as the library does."""
+    LORA_TARGETS: Sequence[str]
+    """Ends of the paths of the linear layers that get a LoRA; each must see a gradient."""
+    GUIDANCE_IS_INPUT: bool
+    """The transformer takes the guidance scale, or none at all; else guidance is classifier-free: two forwards."""
+    Encoder: type[BackboneEncoder]
+
+    @staticmethod
+    def velocity(
+        transformer: ModelMixin,
+        x_t: torch.Tensor,
+        t: torch.Tensor,
+        text: TextEmbeds,
+        reference: torch.Tensor | None,
+        grid: tuple[int, ...],
+        guidance_scale: float,
+        reference_positions: Literal["kontext", "shared"],
+    ) -> torch.Tensor:
+        """The velocity `[B, N, C]` at tokens `x_t` of times `t` `[B]` (float32, 1 is noise), for these texts."""
+
+
+BACKBONES: dict[str, Backbone] = {
+    "FluxPipeline": flux,
+    "FluxKontextPipeline": flux,
+    "StableDiffusion3Pipeline": sd3,
+}
+"""By the class that a model's `model_index.json` names."""
+
+
+def backbone_of(model: str, setting: str = "model") -> Backbone:
+    """The backbone of a model folder or hub id, by the `_class_name` in its `model_index.json`.
+
+    Raises UserError, with the `setting` to change, if there is no such file or no backbone for that class.
+    """
+    known = ", ".join(BACKBONES)
+    advice = f"Name a folder that save_pretrained of one of {known} made, or a hub id, with --set {setting}=..."
+    try:
+        name = DiffusionPipeline.load_config(resolved_model(model)).get("_class_name")
+    except (OSError, ValueError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise UserError(f"{model}/model_index.json can't be read ({text}). {advice}") from error
+    if name not in BACKBONES:
+        raise UserError(f"{model}/model_index.json names the pipeline {name}, which has no backbone here. {advice}")
+    return BACKBONES[name]
+
+
+@contextlib.contextmanager
+def loading(model: str, setting: str) -> Iterator[Backbone]:
+    """Gives the model's backbone, and turns what goes wrong while it is loaded into a UserError with the `setting`."""
+    backbone = backbone_of(model, setting)
+    try:
+        yield backbone
+    except (OSError, ValueError) as error:
+        text, pipeline = " ".join(str(error).split())[:300], backbone.PIPELINE.__name__
+        raise UserError(
+            f"{model} can't be loaded as a {pipeline} ({text}). Name a folder that "
+            f"{pipeline}.save_pretrained made, or a hub id, with --set {setting}=..."
+        ) from error
