@@ -16,6 +16,7 @@ from stages.train.data import EncodedData, rows_shard, texts_shard, write_rows, 
 from stages.train.methods import byg, np_edit, sft
 from stages.train.settings import TrainByGConfig, TrainNPEditConfig, TrainSFTConfig
 from stages.train.vlm.questions import QuestionTemplates
+from tests.tiny_wan import tiny_wans as tiny_wans
 
 GRID = (2, 2)
 NUM_ROWS = 10
