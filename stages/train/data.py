@@ -188,7 +188,7 @@ class EncodedData:
         for field, indices in self.texts.items():
             places = [self.text_places[indices[row]] for row in rows]
             texts[field] = {name: _taken(shards, places).to(device, dtype) for name, shards in self.embeds.items()}
-        return Batch([self.ids[row] for row in rows], latents, texts, self.latents.labels_of(rows))
+        return Batch([self.ids[row] for row in rows], latents, texts, self.latents.labels_of(rows), self.grid)
 
 
 def _shards(path: Path, kind: str, columns: list[str]) -> list[tuple[Path, pa.Table]]:

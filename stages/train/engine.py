@@ -193,6 +193,8 @@ class Trainer:
         if config.learning_rate_decay:
             num_falling = config.learning_rate_decay * config.num_steps
             fall = min(1.0, (config.num_steps - self.step) / num_falling)
+            if config.learning_rate_shape == "cosine":
+                fall = (1 - math.cos(math.pi * fall)) / 2
         return config.learning_rate * rise * fall
 
     def _reduced(self, figures: dict[str, torch.Tensor]) -> dict[str, float]:

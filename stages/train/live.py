@@ -77,7 +77,7 @@ class LiveData:
         for field, column in columns.items():
             places = [unique.index(text) for text in column]
             texts[field] = {name: tensor[places] for name, tensor in embeds.items()}
-        return Batch([self.rows.ids[row] for row in rows], latents, texts, self.rows.labels_of(rows))
+        return Batch([self.rows.ids[row] for row in rows], latents, texts, self.rows.labels_of(rows), self.grid)
 
 
 def open_data(

@@ -20,14 +20,26 @@ class Velocity(Protocol):
     ) -> torch.Tensor: ...
 
 
+class VelocityAndHiddenStates(Protocol):
+    """A network in one role that also shows what its chosen blocks give, each `[B, N, D]`."""
+
+    def __call__(
+        self, x_t: torch.Tensor, t: torch.Tensor, text: TextEmbeds, reference: torch.Tensor | None
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]: ...
+
+
 @dataclasses.dataclass
 class Batch:
-    """Encoded rows: `latents` by field, `[B, N, C]`, `texts` by field, and `labels`, plain words by field."""
+    """Encoded rows: `latents` by field, `[B, N, C]`, `texts` by field, and `labels`, plain words by field.
+
+    `grid` is how the tokens of the latents lie: (rows, columns), of clips (frames, rows, columns).
+    """
 
     ids: list[str]
     latents: dict[str, torch.Tensor]
     texts: dict[str, TextEmbeds]
     labels: dict[str, list[str | None]] = dataclasses.field(default_factory=dict)
+    grid: tuple[int, ...] = ()
 
 
 class Draws:
@@ -77,7 +89,8 @@ class Roles:
     """The networks: the `student` is trained, `rollout` is what samples (its EMA), `frozen` the pretrained base.
 
     A method that names it in its TRAINED has an `auxiliary` too, trained beside the student; a method whose
-    settings ask for one has a `judge`.
+    settings ask for one has a `judge`. A method that distils has `student_hidden`, the student with its hidden
+    states, and `teacher_hidden`, another pretrained network with its own.
     """
 
     student: Velocity
@@ -86,6 +99,8 @@ class Roles:
     backward: Backward
     auxiliary: Velocity | None = None
     judge: Judge | None = None
+    student_hidden: VelocityAndHiddenStates | None = None
+    teacher_hidden: VelocityAndHiddenStates | None = None
 
 
 def joined(texts: list[TextEmbeds]) -> TextEmbeds:

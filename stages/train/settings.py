@@ -28,6 +28,7 @@ class TrainConfig(StageConfig):
     learning_rate_decay: float = Field(
         0.0, ge=0, le=1, description="share of the steps, the last, in which it falls to 0"
     )
+    learning_rate_shape: Literal["linear", "cosine"] = Field("linear", description="how it falls")
     weight_decay: float = Field(1e-2, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     max_gradient_norm: float = Field(1.0, gt=0, description="a larger gradient is scaled down to this norm")

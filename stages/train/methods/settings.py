@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
@@ -82,6 +84,38 @@ class NPEditConfig(MethodConfig):
     @property
     def few_step_times(self) -> tuple[float, ...]:
         return (1.0, *sorted({time for time in self.times if time < 1}, reverse=True))
+
+
+class Video4EditConfig(MethodConfig):
+    """Video4Edit's settings; the ablations of the paper's table 6 are one field each.
+
+    The paper's weights, its beta and its choice of blocks are lost: these are ours.
+    """
+
+    distillation: bool = Field(True, description="the hidden states follow the teacher's (eq. 2)")
+    tail: bool = Field(True, description="the clip's end follows the edited picture (eq. 6)")
+    evolution_captions: bool = Field(True, description="the teacher reads these; else the student's instruction")
+
+    lambda_kd: float = Field(1.0, ge=0)
+    lambda_tail: float = Field(1.0, ge=0)
+    beta: float = Field(0.1, ge=0, description="weight of the tail's spatial gradients")
+    blocks: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        4, description="the blocks that are distilled: how many, evenly spread, or which"
+    )
+    shift: float = Field(1.0, gt=0, description="shift of the times towards noise")
+
+    @field_validator("blocks")
+    @classmethod
+    def _are_blocks(cls, blocks: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        if isinstance(blocks, tuple) and (not blocks or list(blocks) != sorted(set(blocks))):
+            raise ValueError("give the indices of one block or more, rising, each once")
+        return blocks
+
+    @model_validator(mode="after")
+    def _learns_from_something(self) -> Video4EditConfig:
+        if not (self.distillation or self.tail):
+            raise ValueError("without distillation and without tail there is nothing to learn from: leave one on")
+        return self
 
 
 SETTINGS: dict[str, type[MethodConfig]] = {"byg": ByGConfig, "np_edit": NPEditConfig, "sft": SFTConfig}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import multiprocessing
 import socket
 from pathlib import Path
@@ -135,6 +136,18 @@ def test_the_gradient_is_scaled_down_to_the_norm(byg_config, data):
     norm = free.student.gradient.norm()
     assert norm > 1e-3
     assert torch.allclose(tight.student.gradient, free.student.gradient * 1e-3 / norm)
+
+
+@pytest.mark.parametrize("shape", ["linear", "cosine"])
+def test_the_learning_rate_rises_and_falls(byg_config, data, shape):
+    update = {"num_steps": 20, "learning_rate_warmup": 1, "learning_rate_decay": 0.95, "learning_rate_shape": shape}
+    trainer = Trainer(byg_config.model_copy(update=update), data, CPU)
+    rates = []
+    for trainer.step in range(20):
+        rates.append(trainer.learning_rate / byg_config.learning_rate)
+    progress = [step / 19 for step in range(19)]
+    falling = [1 - p if shape == "linear" else 0.5 * (1 + math.cos(math.pi * p)) for p in progress]
+    assert rates == pytest.approx([0.5, *falling])
 
 
 @pytest.mark.parametrize("reason", ["nan", "norm"])
