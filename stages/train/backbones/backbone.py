@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline, ModelMixin
 
 from cluster.errors import UserError
-from stages.train.backbones import flux, sd3
+from stages.train.backbones import flux, sd3, wan, wan_i2v
 from stages.train.backbones.models import resolved_model
 from stages.train.roles import TextEmbeds
 
@@ -85,6 +85,8 @@ BACKBONES: dict[str, Backbone] = {
     "FluxPipeline": flux,
     "FluxKontextPipeline": flux,
     "StableDiffusion3Pipeline": sd3,
+    "WanPipeline": wan,
+    "WanImageToVideoPipeline": wan_i2v,
 }
 """By the class that a model's `model_index.json` names."""
 

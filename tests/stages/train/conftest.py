@@ -18,7 +18,7 @@ from stages.train.settings import TrainByGConfig, TrainNPEditConfig, TrainSFTCon
 from stages.train.vlm.questions import QuestionTemplates
 from tests.tiny_flux import tiny_flux  # noqa: F401
 from tests.tiny_sd3 import tiny_sd3  # noqa: F401
-from tests.tiny_wan import tiny_wans as tiny_wans
+from tests.tiny_wan import tiny_wans  # noqa: F401
 
 GRID = (2, 2)
 NUM_ROWS = 10
