@@ -83,6 +83,7 @@ class ReportData:
     confidence: float
     gallery: list[GalleryItem]
     curves: dict[str, list[Curve]]  # by training stage
+    starts: dict[str, str]  # by training stage: the adapter that it began with, where it had one
     problems: list[Problem]
     num_rows: dict[str, int]  # rows by stage
     tables: dict[str, pa.Table]  # what is written as CSV
@@ -108,6 +109,7 @@ def gather(inputs: Mapping[str, Artifact], root: str, run_id: str, num_gallery: 
         confidence=config.get("confidence", 0.95),
         gallery=_gallery(inputs, scores, num_gallery),
         curves={name: curves for name, artifact in inputs.items() if (curves := _curves(artifact.folder))},
+        starts={name: start for name, a in inputs.items() if (start := a.manifest.config.get("init_adapter"))},
         problems=_problems(inputs, scores, root, run_id),
         num_rows={name: a.manifest.rows for name, a in inputs.items() if a.manifest.rows is not None},
         tables=tables,

@@ -85,7 +85,8 @@ def training(data: ReportData) -> str:
         main += [charts.line_chart(curve.name, {curve.name: curve}) for curve in losses[:MAX_MAIN_CURVES]]
         more = [charts.line_chart(curve.name, {curve.name: curve}) for curve in losses[MAX_MAIN_CURVES:] + others]
         steps = max((curve.steps[-1] for curve in curves), default=0)
-        parts.append(f"<h3>{escape(stage)}, {steps:,.0f} steps</h3>")
+        start = f", from the adapter {data.starts[stage]}" if stage in data.starts else ""
+        parts.append(f"<h3>{escape(stage)}, {steps:,.0f} steps{escape(start)}</h3>")
         parts.append(f'<div class="plots">{"".join(main or more)}</div>')
         if main and more:
             parts.append(

@@ -13,7 +13,7 @@ from cluster.artifacts import Artifact
 from cluster.dag import Context
 from cluster.errors import UserError
 from cluster.folder import Folder
-from stages.train.backbones.models import model_sources
+from stages.train.backbones.models import model_sources, resolved_model
 from stages.train.settings import TrainByGConfig, TrainConfig, TrainNPEditConfig, TrainSFTConfig
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ __all__ = ["TrainByGConfig", "TrainConfig", "TrainNPEditConfig", "TrainSFTConfig
 def train_sources(config: TrainConfig) -> Sequence[str]:
     """The outside files whose content belongs to the stage's fingerprint."""
     judge = model_sources(config.vlm) if isinstance(config, TrainNPEditConfig) else []
-    return [*model_sources(config.model), *judge, *([config.init_adapter] if config.init_adapter else [])]
+    start = [resolved_model(config.init_adapter)] if config.init_adapter else []
+    return [*model_sources(config.model), *judge, *start]
 
 
 def train(inputs: Mapping[str, Artifact], config: TrainConfig, context: Context) -> None:
@@ -80,7 +81,7 @@ class TrainRank:
         checkpoints = Checkpoints(Folder(context.scratch / "checkpoints"), identity_of(config))
         if not resume(trainer, checkpoints, context) and config.init_adapter:
             shapes = trainer.student.shapes
-            trainer.start_from(read_lora(Path(config.init_adapter), shapes, config.lora_alpha))
+            trainer.start_from(read_lora(Path(resolved_model(config.init_adapter)), shapes, config.lora_alpha))
         started, first = time.monotonic(), trainer.step
         preview = self._preview(trainer)
         while trainer.step < config.num_steps:

@@ -21,6 +21,7 @@ from stages.evaluate.summary import SCORES_SCHEMA, compare, judge_agreement, sum
 from stages.starter.world import Edit, render, sample_edit, sample_light, sample_scene
 
 RUN_ID = "20260102-101500-abcdef"
+CONFIGS = {"train_byg": {"init_adapter": "models/warmup"}}
 STAGES = {  # name: what it needs, and the seconds it took
     "scenes": ((), 4.2),
     "ingest": (("scenes",), 6.8),
@@ -161,7 +162,7 @@ def build_run(root: str, num_items: int = 60, instruction: str | None = None) ->
         for table_name, table in tables.get(name, {}).items():
             folder.write_table(table_name, table)
         commit(
-            folder, stage=name, version="1", fingerprint=fingerprint, config={}, identity={}, run_id=RUN_ID,
+            folder, stage=name, version="1", fingerprint=fingerprint, config=CONFIGS.get(name, {}), identity={}, run_id=RUN_ID,
             code_version="test", parents={need: f"{need}-0123456789" for need in needs}, seconds=seconds,
             rows=200,
         )  # fmt: skip

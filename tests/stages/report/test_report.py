@@ -103,6 +103,10 @@ def test_all_parts_are_there(page):
     assert "it was started again" in text
 
 
+def test_training_says_what_it_started_from(page):
+    assert re.search(r"<h3>train_byg, [\d,]+ steps, from the adapter models/warmup</h3>", page[0])
+
+
 def test_gallery_shows_every_item_with_every_method(page):
     items = [attributes for tag, attributes in page[1].elements if tag == "article"]
     assert len(items) == 30
