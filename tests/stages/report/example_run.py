@@ -162,8 +162,8 @@ def build_run(root: str, num_items: int = 60, instruction: str | None = None) ->
         for table_name, table in tables.get(name, {}).items():
             folder.write_table(table_name, table)
         commit(
-            folder, stage=name, version="1", fingerprint=fingerprint, config=CONFIGS.get(name, {}), identity={}, run_id=RUN_ID,
-            code_version="test", parents={need: f"{need}-0123456789" for need in needs}, seconds=seconds,
+            folder, stage=name, version="1", fingerprint=fingerprint, config=CONFIGS.get(name, {}), identity={},
+            run_id=RUN_ID, code_version="test", parents={need: f"{need}-0123456789" for need in needs}, seconds=seconds,
             rows=200,
         )  # fmt: skip
         artifacts[name] = read_artifact(Folder(root), name, fingerprint)
