@@ -50,7 +50,7 @@ PipelineName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$"
 class EditConfig(StageConfig):
     """Which methods edit, and how they sample."""
 
-    methods: tuple[Method, ...] = ("byg", "np_edit", "untrained", "copy", "regenerate", "sdedit", "flowedit", "sft")
+    methods: tuple[Method, ...] = ("byg", "untrained", "copy", "regenerate", "sdedit", "flowedit", "sft")
     model: str = Field("stages/starter/models/flux", description="A diffusers pipeline's folder, or a hub id.")
     num_inference_steps: int = Field(10, ge=1)
     guidance_scale: float = Field(

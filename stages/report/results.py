@@ -77,8 +77,10 @@ def lead(data: ReportData) -> str:
         )
     if baseline := _best(data, "base", star):
         difference = _difference(data, star, baseline, metric)
+        given = words.method(baseline).description
         text = (
-            f"{escape(words.method(baseline).label)}, the best of the methods without such training, gets "
+            f"{escape(words.method(baseline).label)}{f' ({escape(given)})' if given else ''}, the best of the methods "
+            "without such training, gets "
             f"{words.value(metric, _mean(data, baseline, metric))}"
         )
         if difference and difference["low"] is not None and difference["low"] <= 0 <= difference["high"]:

@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="checkpoints (default: %(default)s)")
     parser.add_argument("--only", default=",".join(PARTS), help="parts to make, of: " + ",".join(PARTS))
     parser.add_argument("--autoencoder-steps", type=int, default=2500)
-    parser.add_argument("--generator-steps", type=int, default=3500)
+    parser.add_argument("--generator-steps", type=int, default=5500)
     arguments = parser.parse_args()
     parts = arguments.only.split(",")
     if unknown := sorted(set(parts) - set(PARTS)):

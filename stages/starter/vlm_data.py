@@ -31,9 +31,9 @@ from stages.starter.world import (
     caption,
     possible_edit_types,
     render,
-    sample_bystander,
     sample_edit,
     sample_light,
+    sample_look,
     sample_object,
     sample_scene,
 )
@@ -107,40 +107,43 @@ def disturb_rest(edit: Edit, generator: np.random.Generator) -> Scene:
     for _ in range(1 + int(generator.random() < 0.3)):
         kind = generator.integers(7)
         objects = list(scene.objects)
-        if kind <= 1:  # the bystander is lost, comes, or becomes another one
-            free = scene.free_places + ([scene.bystander.place] if scene.bystander else [])
-            lost = scene.bystander is not None and generator.random() < 0.5
-            bystander = None if lost else sample_bystander(generator, free)
-            scene = dataclasses.replace(scene, bystander=bystander)
-        elif kind == 2:  # another object becomes another one, or goes
-            index = int(generator.integers(len(objects)))
+        index = int(generator.integers(len(objects)))
+        if kind == 0:  # an object comes, or one goes
+            if len(objects) > 1:
+                del objects[index]
+            else:
+                place = scene.free_places[int(generator.integers(len(scene.free_places)))]
+                objects.append(sample_object(generator, place, objects))
+        elif kind == 1:  # one becomes another one
             objects[index] = sample_object(generator, objects[index].place, objects)
-            scene = dataclasses.replace(scene, objects=tuple(objects))
-        elif kind == 3 and scene.free_places:  # an object moves
-            index = int(generator.integers(len(objects)))
+        elif kind == 2:  # one moves
             place = scene.free_places[int(generator.integers(len(scene.free_places)))]
             objects[index] = dataclasses.replace(objects[index], place=place)
-            scene = dataclasses.replace(scene, objects=tuple(objects))
+        scene = dataclasses.replace(scene, objects=tuple(objects))
+        if kind == 3:
+            background = list(BACKGROUNDS)[int(generator.integers(len(BACKGROUNDS)))]
+            scene = dataclasses.replace(scene, background=background)
         elif kind == 4:
-            scene = dataclasses.replace(scene, background=list(BACKGROUNDS)[int(generator.integers(len(BACKGROUNDS)))])
-        elif kind == 5:
             scene = dataclasses.replace(scene, style="day" if scene.style == "night" else "night")
-        else:
+        elif kind == 5:
             scene = dataclasses.replace(scene, light=sample_light(generator))
+        elif kind == 6:  # a few patches of the light change places
+            scene = dataclasses.replace(scene, light=_swap_patches(scene.light, generator))
     return scene
+
+
+def _swap_patches(light: tuple[int, ...], generator: np.random.Generator) -> tuple[int, ...]:
+    """The light with one to three lit patches gone into shade and as many out of it."""
+    swapped, num_swaps = np.array(light), int(generator.integers(1, 4))
+    for state in (1, -1):
+        swapped[generator.permutation(np.flatnonzero(np.equal(light, state)))[:num_swaps]] = -state
+    return tuple(swapped.tolist())
 
 
 def redraw(scene: Scene, generator: np.random.Generator) -> Scene:
     """Another scene with the same caption: what drawing anew from the caption gives."""
-    objects = tuple(
-        dataclasses.replace(o, size=int(generator.integers(6, 8)), shade=float(generator.uniform(0.9, 1.05)))
-        for o in scene.objects
-    )
-    taken = {o.place for o in objects}
-    free = [place for place in range(4) if place not in taken]
-    return dataclasses.replace(
-        scene, objects=objects, bystander=sample_bystander(generator, free), light=sample_light(generator)
-    )
+    objects = tuple(dataclasses.replace(o, **sample_look(generator)) for o in scene.objects)
+    return dataclasses.replace(scene, objects=objects, light=sample_light(generator))
 
 
 def draw_result(edit: Edit, generator: np.random.Generator) -> np.ndarray:

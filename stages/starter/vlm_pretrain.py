@@ -30,8 +30,7 @@ from stages.starter.vlm_packing import Document, pack
 from stages.starter.vlm_progress import Progress, VLMPretrainSettings
 from stages.starter.world import (
     BACKGROUNDS,
-    BYSTANDER_SHAPES,
-    OBJECT_COLORS,
+    COLORS,
     PLACES,
     SHAPES,
     STYLES,
@@ -41,7 +40,8 @@ from stages.starter.world import (
 
 CHANGES = (0.01, 0.04, 0.1)  # of a patch's mean difference, of the range: where its classes meet
 PROBE_WEIGHT = 0.3
-OBJECT_CLASSES = (None, *((shape, color) for shape in SHAPES + BYSTANDER_SHAPES for color in OBJECT_COLORS))
+NUM_MEASURES = 4  # of an object: offset right and down, size, shade
+OBJECT_CLASSES = (None, *((shape, color) for shape in SHAPES for color in COLORS))
 
 
 class _Probed(nn.Module):
@@ -81,27 +81,28 @@ def _probe_targets(documents: list[Document]) -> tuple[torch.Tensor, torch.Tenso
 
 def _object_classes(scene: Scene) -> list[int]:
     classes = [0] * len(PLACES)
-    for o in scene.all_objects:
+    for o in scene.objects:
         classes[o.place] = OBJECT_CLASSES.index((o.shape, o.color))
     return classes
 
 
 class _VisionHeads(nn.Module):
-    """Throw-away heads: each quadrant's object, its size and shade, the background, the style, the light."""
+    """Throw-away heads: each quadrant's object, its offset, size and shade, the background, the style, the light."""
 
     def __init__(self, visual: nn.Module):
         super().__init__()
         self.visual = visual
-        self.objects = nn.Linear(4 * HIDDEN_SIZE, len(OBJECT_CLASSES) + 2)
-        self.whole = nn.Linear(HIDDEN_SIZE, len(BACKGROUNDS) + len(STYLES) + 2)
+        self.objects = nn.Linear(4 * HIDDEN_SIZE, len(OBJECT_CLASSES) + NUM_MEASURES)
+        self.whole = nn.Linear(HIDDEN_SIZE, len(BACKGROUNDS) + len(STYLES))
+        self.light = nn.Linear(HIDDEN_SIZE, 1)
 
 
-def _vision_targets(scene: Scene) -> tuple[list[int], list[float], list[int], list[float]]:
-    classes, measures = _object_classes(scene), [0.0] * (2 * len(PLACES))
-    for o in scene.all_objects:
-        measures[2 * o.place : 2 * o.place + 2] = [o.size - 6.5, (o.shade - 0.975) * 10]
+def _vision_targets(scene: Scene) -> tuple[list[int], list[list[float]], list[int], list[float]]:
+    classes, measures = _object_classes(scene), [[0.0] * NUM_MEASURES for _ in PLACES]
+    for o in scene.objects:
+        measures[o.place] = [*map(float, o.offset), o.size - 6.5, (o.shade - 0.975) * 10]
     whole = [list(BACKGROUNDS).index(scene.background), STYLES.index(scene.style)]
-    return classes, measures, whole, [value * 10 for value in scene.light]
+    return classes, measures, whole, [(lit + 1) / 2 for lit in scene.light]
 
 
 def _vision_loss(model: nn.Module, heads: _VisionHeads, scenes: list[Scene], generator: np.random.Generator, device):
@@ -110,16 +111,17 @@ def _vision_loss(model: nn.Module, heads: _VisionHeads, scenes: list[Scene], gen
     embeds = encode_images(model, patches)
     quadrants = embeds.view(-1, 2, 2, 2, 2, HIDDEN_SIZE).transpose(2, 3).reshape(-1, len(PLACES), 4 * HIDDEN_SIZE)
     of_objects, of_whole = heads.objects(quadrants), heads.whole(embeds.mean(1))
+    of_class, of_measures = of_objects.split([len(OBJECT_CLASSES), NUM_MEASURES], dim=-1)
     classes, measures, whole, light = (
         torch.tensor(t, device=device) for t in zip(*map(_vision_targets, scenes), strict=True)
     )
-    background, style, light_slope = of_whole.split([len(BACKGROUNDS), len(STYLES), 2], dim=-1)
-    present = (classes > 0).repeat_interleave(2, dim=1)
-    loss = F.cross_entropy(of_objects[..., :-2].flatten(0, 1), classes.flatten())
+    background, style = of_whole.split([len(BACKGROUNDS), len(STYLES)], dim=-1)
+    present = classes > 0
+    loss = F.cross_entropy(of_class.flatten(0, 1), classes.flatten())
     loss = loss + F.cross_entropy(background, whole[:, 0]) + F.cross_entropy(style, whole[:, 1])
-    loss = loss + F.mse_loss(of_objects[..., -2:].flatten(1)[present], measures[present]) * 0.3
-    loss = loss + F.mse_loss(light_slope, light) * 0.3
-    right = (of_objects[..., :-2].argmax(-1) == classes).all(1)
+    loss = loss + F.mse_loss(of_measures[present], measures[present]) * 0.3
+    loss = loss + F.binary_cross_entropy_with_logits(heads.light(embeds)[..., 0], light)
+    right = (of_class.argmax(-1) == classes).all(1)
     right &= (background.argmax(-1) == whole[:, 0]) & (style.argmax(-1) == whole[:, 1])
     return loss, right.float().mean()
 

@@ -21,7 +21,7 @@ class VLMPretrainSettings(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
     seed: int = 0
     vision_steps: int = 600
-    language_steps: int = 1240
+    language_steps: int = 2000
     num_images: int = 64  # per step of the vision tower's training
     # per step of the language training:
     num_scenes: int = 16  # images with caption, edit tuples and has-object questions,

@@ -1,9 +1,9 @@
 """The scene world: a deterministic renderer of 32x32 scenes, their captions, and edits with a known result.
 
-A scene has a background colour, one or two *named* objects (shape, colour, quadrant) and a style. No text says
-all of it: the light, each object's size and shade, and the *bystander* (a white or black cross or ring that
-stands in three scenes of four) are seen but never named. Whoever draws the scene anew from its caption loses
-them; only an editor that looks at its source can keep them.
+A scene has a background colour, one or two objects (shape, colour, quadrant) and a style. No text says all of
+it: each object's exact place, size and shade, and the *dappled light* (sixteen patches, half of them lit, half in
+shade) are seen but never named. Whoever draws the scene anew from its caption loses them; only an editor that
+looks at its source can keep them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ IMAGE_SIZE = 32
 QUADRANT_SIZE = IMAGE_SIZE // 2
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 SHAPES = ("circle", "square", "triangle")
-BYSTANDER_SHAPES = ("cross", "ring")
 STYLES = ("day", "night")
 SIZES = (6, 7)  # radius in pixels
+OFFSETS = (-1, 0, 1)  # of an object from its quadrant's centre, in pixels
 EDIT_TYPES = ("color", "replace", "background", "remove", "add", "style")
 
 BACKGROUNDS = {
@@ -38,19 +38,20 @@ COLORS = {
     "yellow": (245, 220, 50),
     "purple": (140, 40, 180),
 }
-BYSTANDER_COLORS = {"white": (235, 235, 235), "black": (20, 20, 20)}
-OBJECT_COLORS = COLORS | BYSTANDER_COLORS
 STYLE_FACTORS = {"day": (1.0, 1.0, 1.0), "night": (0.45, 0.45, 0.6)}
-MAX_LIGHT = 0.1  # the light adds at most this, of the range, at the image's border
+NUM_PATCHES = 4  # of the light, a side
+PATCH_SIZE = IMAGE_SIZE // NUM_PATCHES
+LIGHT = 0.07  # what the light adds to a lit patch and takes from one in shade, of the range
 
 
 @dataclasses.dataclass(frozen=True)
 class SceneObject:
-    """One object; `place` indexes PLACES, `shade` scales its colour."""
+    """One object; `place` indexes PLACES, `offset` is (right, down) in pixels, `shade` scales its colour."""
 
     shape: str
     color: str
     place: int
+    offset: tuple[int, int]
     size: int
     shade: float
 
@@ -61,24 +62,16 @@ class SceneObject:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """All that a picture shows. `objects` are named by the caption, the `bystander` never is.
-
-    `light` is the slope (x, y) of a linear light that is zero at the centre, in parts of the range.
-    """
+    """All that a picture shows. `light` has +1 for each lit patch and -1 for each in shade, in reading order."""
 
     background: str
     objects: tuple[SceneObject, ...]
-    bystander: SceneObject | None
-    light: tuple[float, float]
+    light: tuple[int, ...]
     style: str = "day"
 
     @property
-    def all_objects(self) -> tuple[SceneObject, ...]:
-        return self.objects + ((self.bystander,) if self.bystander else ())
-
-    @property
     def free_places(self) -> list[int]:
-        taken = {scene_object.place for scene_object in self.all_objects}
+        taken = {scene_object.place for scene_object in self.objects}
         return [place for place in range(len(PLACES)) if place not in taken]
 
     def to_json(self) -> str:
@@ -87,11 +80,9 @@ class Scene:
     @staticmethod
     def from_json(text: str) -> Scene:
         raw = json.loads(text)
-        bystander = raw.pop("bystander")
         return Scene(
             background=raw["background"],
-            objects=tuple(SceneObject(**o) for o in raw["objects"]),
-            bystander=SceneObject(**bystander) if bystander else None,
+            objects=tuple(SceneObject(**{**o, "offset": tuple(o["offset"])}) for o in raw["objects"]),
             light=tuple(raw["light"]),
             style=raw["style"],
         )
@@ -124,43 +115,42 @@ class Edit:
 
 
 @functools.cache
-def object_mask(shape: str, size: int, place: int) -> np.ndarray:
+def object_mask(shape: str, size: int, place: int, offset: tuple[int, int] = (0, 0)) -> np.ndarray:
     """The share of each pixel that the object covers, float64 `[32, 32]`, by 8x8 samples a pixel."""
     samples = 8
     grid = (np.arange(IMAGE_SIZE * samples) + 0.5) / samples
     row, column = divmod(place, 2)
-    y = grid[:, None] - (row + 0.5) * QUADRANT_SIZE
-    x = grid[None, :] - (column + 0.5) * QUADRANT_SIZE
-    radius = np.hypot(x, y)
+    x = grid[None, :] - (column + 0.5) * QUADRANT_SIZE - offset[0]
+    y = grid[:, None] - (row + 0.5) * QUADRANT_SIZE - offset[1]
     if shape == "circle":
-        inside = radius <= size
+        inside = np.hypot(x, y) <= size
     elif shape == "square":
         inside = np.maximum(np.abs(x), np.abs(y)) <= size * 0.86
     elif shape == "triangle":
-        inside = (y <= size * 0.86) & (2 * np.abs(x) <= (y + size) * 1.1)
-    elif shape == "cross":
-        inside = (np.maximum(np.abs(x), np.abs(y)) <= size * 0.9) & (np.minimum(np.abs(x), np.abs(y)) <= size * 0.3)
-    elif shape == "ring":
-        inside = (radius <= size * 0.9) & (radius >= size * 0.5)
+        inside = (y <= size * 0.86) & (2 * np.abs(x) <= (y + size) * 1.07)
     else:
         raise ValueError(f"no such shape: {shape}")
     return inside.reshape(IMAGE_SIZE, samples, IMAGE_SIZE, samples).mean(axis=(1, 3))
 
 
-def light_ramp(light: tuple[float, float]) -> np.ndarray:
-    """The light of every pixel, `[32, 32]`, in parts of the range, zero on average."""
-    axis = (np.arange(IMAGE_SIZE) + 0.5) / IMAGE_SIZE * 2 - 1
-    return light[0] * axis[None, :] + light[1] * axis[:, None]
+def mask_of(scene_object: SceneObject) -> np.ndarray:
+    """The share of each pixel that it covers, `[32, 32]`."""
+    return object_mask(scene_object.shape, scene_object.size, scene_object.place, scene_object.offset)
+
+
+def light_map(light: Sequence[int]) -> np.ndarray:
+    """What the light adds to every pixel, `[32, 32]`, in parts of the range."""
+    return LIGHT * np.kron(np.reshape(light, (NUM_PATCHES, NUM_PATCHES)), np.ones((PATCH_SIZE, PATCH_SIZE)))
 
 
 def render_float(scene: Scene) -> np.ndarray:
     """The picture as float64 `[32, 32, 3]` in [0, 1]."""
     image = np.broadcast_to(np.array(BACKGROUNDS[scene.background]) / 255, (IMAGE_SIZE, IMAGE_SIZE, 3)).copy()
-    for scene_object in scene.all_objects:
-        color = np.array(OBJECT_COLORS[scene_object.color]) / 255 * scene_object.shade
-        mask = object_mask(scene_object.shape, scene_object.size, scene_object.place)[..., None]
+    for scene_object in scene.objects:
+        color = np.array(COLORS[scene_object.color]) / 255 * scene_object.shade
+        mask = mask_of(scene_object)[..., None]
         image = image * (1 - mask) + color * mask
-    image += light_ramp(scene.light)[..., None]
+    image += light_map(scene.light)[..., None]
     return np.clip(image * np.array(STYLE_FACTORS[scene.style]), 0, 1)
 
 
@@ -170,9 +160,8 @@ def render(scene: Scene) -> np.ndarray:
 
 
 def caption(scene: Scene) -> str:
-    """What the caption names: named objects in reading order, background, and night where it is night."""
-    named = sorted(scene.objects, key=lambda o: o.place)
-    objects = " and ".join(f"{o.name} {PLACES[o.place]}" for o in named)
+    """What the caption names: objects in reading order, background, and night where it is night."""
+    objects = " and ".join(f"{o.name} {PLACES[o.place]}" for o in sorted(scene.objects, key=lambda o: o.place))
     return f"{objects} on {scene.background} background" + (" at night" if scene.style == "night" else "")
 
 
@@ -180,31 +169,30 @@ def _pick(generator: np.random.Generator, options: Sequence):
     return options[int(generator.integers(len(options)))]
 
 
+def sample_look(generator: np.random.Generator) -> dict:
+    """What no text says of an object: its offset, size and shade."""
+    return {
+        "offset": (_pick(generator, OFFSETS), _pick(generator, OFFSETS)),
+        "size": _pick(generator, SIZES),
+        "shade": float(generator.uniform(0.9, 1.05)),
+    }
+
+
 def sample_object(generator: np.random.Generator, place: int, taken: Sequence[SceneObject] = ()) -> SceneObject:
-    """A named object for a quadrant, unlike those `taken` in shape or colour."""
+    """An object for a quadrant, unlike those `taken` in shape or colour."""
     names = {o.name for o in taken}
     free = [(shape, color) for shape in SHAPES for color in COLORS if f"{color} {shape}" not in names]
     shape, color = _pick(generator, free)
-    return SceneObject(shape, color, place, _pick(generator, SIZES), float(generator.uniform(0.9, 1.05)))
+    return SceneObject(shape, color, place, **sample_look(generator))
 
 
-def sample_light(generator: np.random.Generator) -> tuple[float, float]:
-    angle, strength = generator.uniform(0, 2 * np.pi), generator.uniform(0, MAX_LIGHT)
-    scale = strength / (abs(np.cos(angle)) + abs(np.sin(angle)))
-    return float(scale * np.cos(angle)), float(scale * np.sin(angle))
-
-
-def sample_bystander(generator: np.random.Generator, free_places: Sequence[int]) -> SceneObject | None:
-    """An object that no caption names, in three scenes of four."""
-    present = generator.random() < 0.75
-    place = _pick(generator, free_places)
-    shape, color = _pick(generator, BYSTANDER_SHAPES), _pick(generator, tuple(BYSTANDER_COLORS))
-    size, shade = _pick(generator, SIZES), float(generator.uniform(0.9, 1.05))
-    return SceneObject(shape, color, place, size, shade) if present else None
+def sample_light(generator: np.random.Generator) -> tuple[int, ...]:
+    num_lit = NUM_PATCHES**2 // 2
+    return tuple(int(lit) for lit in generator.permutation([1] * num_lit + [-1] * num_lit))
 
 
 def sample_scene(generator: np.random.Generator, num_objects: int | None = None) -> Scene:
-    """A scene with `num_objects` named objects (one or two where it is not given)."""
+    """A scene with `num_objects` objects (one or two where it is not given)."""
     num_objects = num_objects or int(generator.integers(1, 3))
     places = [int(p) for p in generator.permutation(len(PLACES))]
     objects: list[SceneObject] = []
@@ -213,7 +201,6 @@ def sample_scene(generator: np.random.Generator, num_objects: int | None = None)
     return Scene(
         background=_pick(generator, tuple(BACKGROUNDS)),
         objects=tuple(objects),
-        bystander=sample_bystander(generator, places[num_objects:]),
         light=sample_light(generator),
         style="night" if generator.random() < 0.25 else "day",
     )
@@ -236,7 +223,7 @@ def sample_edit(scene: Scene, generator: np.random.Generator, edit_types: Sequen
     """
     options = [edit_type for edit_type in possible_edit_types(scene) if edit_type in edit_types]
     if not options:
-        raise ValueError(f"a scene with {len(scene.objects)} named objects admits none of {', '.join(edit_types)}")
+        raise ValueError(f"a scene with {len(scene.objects)} objects admits none of {', '.join(edit_types)}")
     edit_type = _pick(generator, options)
     objects = list(scene.objects)
     index = int(generator.integers(len(objects)))

@@ -78,10 +78,10 @@ def pixels(data):
 
 
 def test_every_method_edits_every_item(given, run):
-    context, _ = run(given, sdedit_strengths=(0.3, 0.8), flowedit_starts=(0.5, 1.0))
+    methods = (*EditConfig().methods, "np_edit")
+    context, _ = run(given, methods=methods, sdedit_strengths=(0.3, 0.8), flowedit_starts=(0.5, 1.0))
     pictures = edits(context)
     items = given["benchmark"].folder.read_table("benchmark.parquet").to_pylist()
-    methods = EditConfig().methods
     assert set(pictures) == {(item["item_id"], method) for item in items for method in methods}
     assert context.rows == len(pictures)
     for item in items:

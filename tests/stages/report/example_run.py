@@ -54,7 +54,7 @@ def make_edit(method: str, edit: Edit, generator: np.random.Generator) -> np.nda
     elif right:
         picture = render(target)
     elif method in ("regenerate", "sdedit") or generator.random() < 0.5:
-        picture = render(dataclasses.replace(target, bystander=None, light=sample_light(generator)))
+        picture = render(dataclasses.replace(target, light=sample_light(generator)))
     else:
         picture = render(edit.source)
     noisy = picture + generator.normal(0, 3, picture.shape)

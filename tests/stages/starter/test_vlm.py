@@ -154,7 +154,10 @@ def test_killed_training_goes_on_to_the_same_weights(tmp_path):
         "pretrain_vlm(sys.argv[1], sys.argv[2], settings=settings)"
     )
     arguments = [str(killed / "model"), str(killed / "work"), TINY.model_dump_json()]
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL)
+    # sums depend on the number of threads, which other tests set in this process
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-c", code, *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
     deadline = time.monotonic() + 240
     while not (killed / "work/language.safetensors").exists() and process.poll() is None:
         assert time.monotonic() < deadline
