@@ -76,7 +76,7 @@ class FewStepEditor:
     times: Sequence[float]
 
     def edit(self, items: Sequence[Item]) -> list[Image.Image]:
-        height, width, _ = _start(self.sampler, items, self.seed)
+        height, width = size_of(items, self.sampler.token_size)
         fresh = self.sampler.noises([item.item_id for item in items], self.seed, height, width)
         tokens = self.sampler.sample_few_step(
             [item.instruction for item in items],
