@@ -23,7 +23,6 @@ from stages.starter import world
 
 Split = Literal["scenes", "pairs", "benchmark", "validation"]
 SPLITS: tuple[Split, ...] = ("scenes", "pairs", "benchmark", "validation")
-NUM_OBJECTS = {"add": 1, "remove": 2}  # where an edit type asks for it
 
 PAIRS_SCHEMA = pa.schema(
     [
@@ -89,7 +88,7 @@ def sample_edits(split: Split, num: int, seed: int) -> list[world.Edit]:
     for index in range(num):
         generator = item_generator(split, seed, index)
         edit_type = world.EDIT_TYPES[index % len(world.EDIT_TYPES)]
-        scene = world.sample_scene(generator, NUM_OBJECTS.get(edit_type))
+        scene = world.sample_scene(generator, world.NUM_OBJECTS.get(edit_type))
         edits.append(world.sample_edit(scene, generator, (edit_type,)))
     return edits
 

@@ -17,12 +17,14 @@ import numpy as np
 
 IMAGE_SIZE = 32
 QUADRANT_SIZE = IMAGE_SIZE // 2
+SAMPLES = 8  # a pixel and axis, of which a shape covers a share
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 SHAPES = ("circle", "square", "triangle")
 STYLES = ("day", "night")
 SIZES = (6, 7)  # radius in pixels
 OFFSETS = (-1, 0, 1)  # of an object from its quadrant's centre, in pixels
 EDIT_TYPES = ("color", "replace", "background", "remove", "add", "style")
+NUM_OBJECTS = {"add": 1, "remove": 2}  # where an edit type asks for it
 
 BACKGROUNDS = {
     "gray": (130, 130, 130),
@@ -114,23 +116,34 @@ class Edit:
         return Edit(**raw)
 
 
+def center(place: int, offset: tuple[int, int] = (0, 0)) -> tuple[float, float]:
+    """Where (x, y) the middle of an object at this offset from its quadrant's lies, in pixels."""
+    row, column = divmod(place, 2)
+    return (column + 0.5) * QUADRANT_SIZE + offset[0], (row + 0.5) * QUADRANT_SIZE + offset[1]
+
+
+def level(shape: str, size: int, at: tuple[float, float]) -> np.ndarray:
+    """At most 0 within the shape whose middle is `at`, above 0 outside; float64 `[256, 256]`, 8x8 samples a pixel."""
+    grid = (np.arange(IMAGE_SIZE * SAMPLES) + 0.5) / SAMPLES
+    x, y = grid[None, :] - at[0], grid[:, None] - at[1]
+    if shape == "circle":
+        return np.hypot(x, y) - size
+    if shape == "square":
+        return np.maximum(np.abs(x), np.abs(y)) - size * 0.86
+    if shape == "triangle":
+        return np.maximum(y - size * 0.86, 2 * np.abs(x) - (y + size) * 1.07)
+    raise ValueError(f"no such shape: {shape}")
+
+
+def coverage(levels: np.ndarray) -> np.ndarray:
+    """The share of each pixel where `levels` are at most 0, float64 `[32, 32]`."""
+    return (levels <= 0).reshape(IMAGE_SIZE, SAMPLES, IMAGE_SIZE, SAMPLES).mean(axis=(1, 3))
+
+
 @functools.cache
 def object_mask(shape: str, size: int, place: int, offset: tuple[int, int] = (0, 0)) -> np.ndarray:
     """The share of each pixel that the object covers, float64 `[32, 32]`, by 8x8 samples a pixel."""
-    samples = 8
-    grid = (np.arange(IMAGE_SIZE * samples) + 0.5) / samples
-    row, column = divmod(place, 2)
-    x = grid[None, :] - (column + 0.5) * QUADRANT_SIZE - offset[0]
-    y = grid[:, None] - (row + 0.5) * QUADRANT_SIZE - offset[1]
-    if shape == "circle":
-        inside = np.hypot(x, y) <= size
-    elif shape == "square":
-        inside = np.maximum(np.abs(x), np.abs(y)) <= size * 0.86
-    elif shape == "triangle":
-        inside = (y <= size * 0.86) & (2 * np.abs(x) <= (y + size) * 1.07)
-    else:
-        raise ValueError(f"no such shape: {shape}")
-    return inside.reshape(IMAGE_SIZE, samples, IMAGE_SIZE, samples).mean(axis=(1, 3))
+    return coverage(level(shape, size, center(place, offset)))
 
 
 def mask_of(scene_object: SceneObject) -> np.ndarray:
