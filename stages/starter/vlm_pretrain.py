@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stages.starter import vlm_data as data
+from stages.starter.progress import Progress, TrainingSettings
 from stages.starter.vlm_model import (
     GRID,
     HIDDEN_SIZE,
@@ -27,7 +28,6 @@ from stages.starter.vlm_model import (
     text_hidden_states,
 )
 from stages.starter.vlm_packing import Document, pack
-from stages.starter.vlm_progress import Progress, VLMPretrainSettings
 from stages.starter.world import (
     BACKGROUNDS,
     COLORS,
@@ -42,6 +42,18 @@ CHANGES = (0.01, 0.04, 0.1)  # of a patch's mean difference, of the range: where
 PROBE_WEIGHT = 0.3
 NUM_MEASURES = 4  # of an object: offset right and down, size, shade
 OBJECT_CLASSES = (None, *((shape, color) for shape in SHAPES for color in COLORS))
+
+
+class VLMPretrainSettings(TrainingSettings):
+    """Sizes of the training: the defaults take about half an hour on one core."""
+
+    vision_steps: int = 600
+    language_steps: int = 2000
+    num_images: int = 64  # per step of the vision tower's training
+    # per step of the language training:
+    num_scenes: int = 16  # images with caption, edit tuples and has-object questions,
+    num_pairs: int = 16  # pairs to judge,
+    num_qualities: int = 10  # and images to judge
 
 
 class _Probed(nn.Module):

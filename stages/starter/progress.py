@@ -1,4 +1,4 @@
-"""The state of the vision-language model's training: settings, optimizer, averaged weights, checkpoint."""
+"""The state of a training: settings, optimizer, averaged weights, step and time, in one safetensors checkpoint."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ import torch
 from torch import nn
 
 
-class VLMPretrainSettings(pydantic.BaseModel):
-    """Sizes of the training: the defaults take about half an hour on one core."""
+class TrainingSettings(pydantic.BaseModel):
+    """What every resumable training of the starter has."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
     seed: int = 0
-    vision_steps: int = 600
-    language_steps: int = 2000
-    num_images: int = 64  # per step of the vision tower's training
-    # per step of the language training:
-    num_scenes: int = 16  # images with caption, edit tuples and has-object questions,
-    num_pairs: int = 16  # pairs to judge,
-    num_qualities: int = 10  # and images to judge
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
     warmup_steps: int = 50
     decay_share: float = 0.4  # of the steps, in which the rate falls to zero
     ema_decay: float = 0.995
     checkpoint_seconds: float = 180
+    muon_for_kernels: bool = False
 
 
 class MuonAndAdamW:
-    """Muon for the matrices of the blocks, AdamW for all else."""
+    """Muon for the matrices of the blocks (and, where asked for, for kernels of convolutions), AdamW for all else."""
 
-    def __init__(self, module: nn.Module, settings: VLMPretrainSettings):
+    def __init__(self, module: nn.Module, settings: TrainingSettings):
         named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         hidden = [p for n, p in named if p.ndim == 2 and ("layers." in n or "blocks." in n or "merger." in n)]
-        rest = [p for _, p in named if not any(p is h for h in hidden)]
+        # Muon takes matrices alone: a kernel is seen as one, [out, in * size], over the same memory
+        kernels = [p for _, p in named if settings.muon_for_kernels and p.ndim > 3 and p[0].numel() > 16]
+        self.matrices = [(p, nn.Parameter(p.data.view(len(p), -1))) for p in kernels]
+        rest = [p for _, p in named if not any(p is h for h in hidden + kernels)]
+        hidden += [matrix for _, matrix in self.matrices]
         rate, decay = settings.learning_rate, settings.weight_decay
-        self.parts = [
-            torch.optim.Muon(hidden, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(rest, lr=rate, weight_decay=decay, betas=(0.9, 0.98)),
-        ]
+        self.parts: list[torch.optim.Optimizer] = []
+        if hidden:
+            self.parts.append(torch.optim.Muon(hidden, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+        self.parts.append(torch.optim.AdamW(rest, lr=rate, weight_decay=decay, betas=(0.9, 0.98)))
 
     def step(self, rate: float) -> None:
+        for kernel, matrix in self.matrices:
+            matrix.grad, kernel.grad = None if kernel.grad is None else kernel.grad.view_as(matrix), None
         for part in self.parts:
             nn.utils.clip_grad_norm_([p for g in part.param_groups for p in g["params"]], 1.0)
             for group in part.param_groups:
@@ -76,7 +76,7 @@ class MuonAndAdamW:
 class Progress:
     """One phase's module, averaged copy, optimizer, step and time, in one safetensors file."""
 
-    def __init__(self, path: pathlib.Path, module: nn.Module, settings: VLMPretrainSettings, total_steps: int):
+    def __init__(self, path: pathlib.Path, module: nn.Module, settings: TrainingSettings, total_steps: int):
         self.path, self.module, self.settings, self.total_steps = path, module, settings, total_steps
         self.optimizer = MuonAndAdamW(module, settings)
         self.average = {n: p.detach().clone() for n, p in module.named_parameters()}
