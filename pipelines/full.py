@@ -18,7 +18,9 @@ from cluster.dag import Resources, Stage
 from pipelines.cli import main
 from stages.ablation.stage import AblationConfig, ablate, ablation_sources
 from stages.caption.stage import CaptionConfig, caption_images, caption_sources
-from stages.edit.stage import EditConfig, edit_images, edit_sources, trained_stages
+from stages.edit.settings import EditConfig, edit_sources, trained_stages
+from stages.edit.stage import edit_images
+from stages.encode.rollouts import RolloutConfig, roll_out
 from stages.encode.stage import EncodeConfig, encode_pairs, encode_sources, encode_tuples
 from stages.evaluate.stage import EvaluateConfig, evaluate_edits, evaluate_sources
 from stages.ingest.stage import IngestConfig, ingest_images, ingest_sources
@@ -32,20 +34,31 @@ from stages.starter.stages import (
     make_pairs,
     make_scenes,
 )
-from stages.train.stage import TrainByGConfig, TrainNPEditConfig, TrainSFTConfig, train, train_sources
+from stages.train.stage import (
+    TrainByGConfig,
+    TrainNPEditConfig,
+    TrainSFTConfig,
+    TrainVideo4EditConfig,
+    train,
+    train_sources,
+)
 
 # these only coordinate: the actors that they start ask for CPUs, GPUs and labels
 COORDINATE = Resources(cpus=0)
 VLLM = Resources(cpus=0, label="vllm")
 TRAIN = Resources(cpus=0, label="train")
-TRAININGS = ("train_byg", "train_np_edit", "train_sft")
+UNPAIRED = ("train_byg", "train_np_edit")  # they learn from pictures and what the captions stage says of them
+TRAININGS = (*UNPAIRED, "train_video4edit", "train_sft")
 EDIT_NEEDS = ("benchmark", "validation", *TRAININGS)
 REPORT_NEEDS = ("evaluate", "edit", "benchmark", *TRAININGS, "caption", "ingest")
 
 
 def is_used(configs: Mapping[str, Any], need: str) -> bool:
-    """A training is made if its method is one of `edit.methods`."""
-    return need not in TRAININGS or need in trained_stages(configs["edit"])
+    """A training is made if its method is one of `edit.methods`, captions if one of these learns from them."""
+    trained = trained_stages(configs["edit"])
+    if need in ("ingest", "caption"):
+        return not trained.isdisjoint(UNPAIRED)
+    return need not in TRAININGS or need in trained
 
 
 STAGES = (
@@ -60,9 +73,12 @@ STAGES = (
     # the editors, and the bound that true pairs would give; each only if edit.methods has it
     Stage("train_byg", "1", train, TrainByGConfig, ("encode", "validation"), TRAIN, train_sources),
     Stage("train_np_edit", "1", train, TrainNPEditConfig, ("encode", "validation"), TRAIN, train_sources),
-    Stage("pairs", "1", make_pairs, PairsConfig),
+    Stage("pairs", "2", make_pairs, PairsConfig),
     Stage("encode_pairs", "1", encode_pairs, EncodeConfig, ("pairs",), COORDINATE, encode_sources),
     Stage("train_sft", "1", train, TrainSFTConfig, ("encode_pairs", "validation"), TRAIN, train_sources),
+    # and the one that learns from a few pairs how a picture becomes its edit
+    Stage("rollout", "1", roll_out, RolloutConfig, ("pairs",), COORDINATE, encode_sources),
+    Stage("train_video4edit", "1", train, TrainVideo4EditConfig, ("rollout", "validation"), TRAIN, train_sources),
     # every method on the benchmark, judged and measured
     Stage("edit", "1", edit_images, EditConfig, EDIT_NEEDS, COORDINATE, edit_sources, is_used),
     Stage("evaluate", "1", evaluate_edits, EvaluateConfig, ("edit", "benchmark"), VLLM, evaluate_sources),

@@ -13,11 +13,15 @@ from cluster.errors import UserError
 if TYPE_CHECKING:
     from stages.edit.sampler import Sampler
 
-Method = Literal["byg", "np_edit", "untrained", "copy", "regenerate", "sdedit", "flowedit", "sft"]
+Method = Literal[
+    "byg", "np_edit", "video4edit", "untrained", "copy", "regenerate", "sdedit", "flowedit", "zero_shot_i2v", "sft"
+]
+VIDEO_METHODS = ("video4edit", "zero_shot_i2v")  # they make a clip with a model of their own, and keep its last frame
 ADAPTER_STAGES = {
     "byg": "train_byg",
     "np_edit": "train_np_edit",
     "sft": "train_sft",
+    "video4edit": "train_video4edit",
 }  # trained methods, and the stages that train them
 
 
@@ -60,10 +64,35 @@ class InstructionEditor:
             noise,
             height,
             width,
-            reference=self.sampler.tokens([item.image for item in items]),
+            **self.sampler.reference([item.image for item in items]),
             adapter=self.adapter,
         )
         return self.sampler.pictures(tokens, height, width)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipEditor:
+    """Asks an image-to-video model for the clip that starts from the source: its last frame is the edit."""
+
+    sampler: Sampler
+    seed: int
+    adapter: str | None = None
+
+    def edit(self, items: Sequence[Item]) -> list[Image.Image]:
+        return [clip[-1] for clip in self.clips(items)]
+
+    def clips(self, items: Sequence[Item]) -> list[list[Image.Image]]:
+        """All frames of each item's clip."""
+        height, width, noise = _start(self.sampler, items, self.seed)
+        tokens = self.sampler.sample(
+            [item.instruction for item in items],
+            noise,
+            height,
+            width,
+            **self.sampler.reference([item.image for item in items]),
+            adapter=self.adapter,
+        )
+        return self.sampler.clips(tokens, height, width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +113,7 @@ class FewStepEditor:
             self.times,
             height,
             width,
-            reference=self.sampler.tokens([item.image for item in items]),
+            **self.sampler.reference([item.image for item in items]),
             adapter=self.adapter,
         )
         return self.sampler.pictures(tokens, height, width)

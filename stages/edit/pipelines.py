@@ -102,7 +102,7 @@ class PipelineEditor:
     seed: int
 
     def edit(self, items: Sequence[Item]) -> list[Image.Image]:
-        from stages.edit.sampler import item_generator
+        from stages.train.flow import item_generator
 
         size_of(items, _multiple(self.pipeline))
         call = CALLS[type(self.pipeline).__name__]

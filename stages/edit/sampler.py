@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -20,21 +20,18 @@ from stages.train.roles import TextEmbeds
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"  # the name by which diffusers finds a LoRA in a folder
 
 
-def item_generator(item_id: str, seed: int) -> torch.Generator:
-    """The generator (on the CPU) of an item's draws, the same in any batch and method."""
-    digest = hashlib.sha256(f"{seed}:{item_id}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-
-
 class Sampler:
     """An image pipeline's parts on one device, with LoRA adapters of which one or none is active at a time.
 
     Args:
         model: a pipeline's folder, or a hub id.
         adapters: name -> folder with a LoRA as `load_lora_weights` takes it.
+        transformer: a folder with another transformer for the model.
         guidance_scale: an input of the model where it takes one; elsewhere classifier-free above 1: away from
             the velocity without text (the reference stays), two forwards a step.
         shift: of the sampling times towards noise; None: as the model's own scheduler has it.
+        num_frames: of the clips that a video model makes; 1: pictures.
+        setting: where the model was named, for errors.
 
     Raises:
         UserError: the model can't be loaded, or an adapter isn't one of this model.
@@ -45,6 +42,7 @@ class Sampler:
         model: str | Path,
         adapters: Mapping[str, Path] | None = None,
         *,
+        transformer: Path | None = None,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         num_inference_steps: int = 10,
@@ -52,11 +50,14 @@ class Sampler:
         shift: float | None = None,
         reference_positions: str = "kontext",
         max_text_tokens: int = 512,
+        num_frames: int = 1,
+        setting: str = "edit.model",
     ) -> None:
-        with loading(str(model), "edit.model") as self.backbone:
-            self.encoder = self.backbone.Encoder(model, device, dtype, max_text_tokens)
+        with loading(str(model), setting) as self.backbone:
+            self.encoder = self.backbone.Encoder(model, device, dtype, max_text_tokens, num_frames)
+            place = {} if transformer else {"subfolder": "transformer"}
             self.transformer = self.backbone.TRANSFORMER.from_pretrained(
-                str(model), subfolder="transformer", torch_dtype=dtype, use_safetensors=True
+                str(transformer or model), torch_dtype=dtype, use_safetensors=True, **place
             )
         self.transformer.to(device).eval().requires_grad_(False)
         self.device, self.dtype = device, dtype
@@ -88,9 +89,19 @@ class Sampler:
         """Pictures of one size as packed latents `[B, N, 64]`, float32."""
         return self.encoder.encode_pixels(to_pixels(images)).float()
 
+    def reference(self, images: Sequence[Image.Image]) -> dict[str, Any]:
+        """What the model is given of the pictures to edit, as the keyword arguments `reference` and `image_embeds`."""
+        tokens, image_embeds = self.encoder.encode_reference(images)
+        return {"reference": tokens, "image_embeds": image_embeds}
+
     def pictures(self, tokens: torch.Tensor, height: int, width: int) -> list[Image.Image]:
         """Packed latents as pictures."""
         return to_images(self.encoder.decode_pixels(tokens.to(self.dtype), height, width))
+
+    def clips(self, tokens: torch.Tensor, height: int, width: int) -> list[list[Image.Image]]:
+        """Packed latents of clips as all their frames."""
+        pixels = self.encoder.decode_pixels(tokens.to(self.dtype), height, width)
+        return [to_images(clip.transpose(0, 1)) for clip in pixels]
 
     def noise(self, item_ids: Sequence[str], seed: int, height: int, width: int) -> torch.Tensor:
         """The items' noise as tokens `[B, N, 64]`."""
@@ -99,7 +110,7 @@ class Sampler:
     def noises(self, item_ids: Sequence[str], seed: int, height: int, width: int) -> Callable[[], torch.Tensor]:
         """Fresh noise `[B, N, 64]` of the items at every call; the first is that of `noise`."""
         shape = (math.prod(self.encoder.grid(height, width)), self.encoder.token_channels)
-        generators = [item_generator(item_id, seed) for item_id in item_ids]
+        generators = [flow.item_generator(item_id, seed) for item_id in item_ids]
         return lambda: torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
 
     @property
@@ -123,11 +134,14 @@ class Sampler:
         width: int,
         *,
         reference: torch.Tensor | None = None,
+        image_embeds: TextEmbeds | None = None,
         adapter: str | None = None,
     ) -> torch.Tensor:
-        """Tokens `[B, N, 64]` sampled from the noise, for texts and where given reference tokens."""
+        """Tokens `[B, N, 64]` sampled from the noise, for texts and where given a reference."""
         nodes = self.nodes(noise.shape[1])
-        return self._follow(texts, noise, nodes, height, width, reference, adapter)
+        velocity = self.velocity(texts, height, width, self.guidance_scale, reference, image_embeds)
+        with self.adapters.use(adapter):
+            return flow.euler(velocity, noise, nodes)
 
     @torch.no_grad()
     def vary(
@@ -146,7 +160,8 @@ class Sampler:
         """
         nodes = strength * self.nodes(noise.shape[1])
         start = flow.noised(source, noise, nodes[:1].expand(len(source)))
-        return self._follow(texts, start, nodes, height, width, None, None)
+        with self.adapters.use(None):
+            return flow.euler(self.velocity(texts, height, width, self.guidance_scale), start, nodes)
 
     @torch.no_grad()
     def sample_few_step(
@@ -158,10 +173,11 @@ class Sampler:
         width: int,
         *,
         reference: torch.Tensor,
+        image_embeds: TextEmbeds | None = None,
         adapter: str | None,
     ) -> torch.Tensor:
         """Tokens `[B, N, 64]` of a few-step editor, which knows just these `times` (NP-Edit, eq. 3)."""
-        velocity = self.velocity(texts, height, width, self.guidance_scale, reference)
+        velocity = self.velocity(texts, height, width, self.guidance_scale, reference, image_embeds)
         with self.adapters.use(adapter):
             return flow.few_step(velocity, noises, times)
 
@@ -172,9 +188,11 @@ class Sampler:
         width: int,
         guidance_scale: float,
         reference: torch.Tensor | None = None,
+        image_embeds: TextEmbeds | None = None,
     ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         """The model's velocity `(x_t [B, N, 64], t [B]) -> [B, N, 64]` for texts, under the adapter then active."""
-        grid, text = self.encoder.grid(height, width), self.encoder.encode_text(texts)
+        grid, beside = self.encoder.grid(height, width), image_embeds or {}
+        text = {**self.encoder.encode_text(texts), **beside}
         if reference is not None:
             reference = reference.to(self.dtype)
 
@@ -196,11 +214,6 @@ class Sampler:
             return free + guidance_scale * (velocity(x_t, t) - free)
 
         if guidance_scale > 1 and not self.backbone.GUIDANCE_IS_INPUT:
-            nothing = self.encoder.encode_text([""] * len(texts))
+            nothing = {**self.encoder.encode_text([""] * len(texts)), **beside}
             return guided
         return velocity
-
-    def _follow(self, texts, state, nodes, height, width, reference, adapter) -> torch.Tensor:
-        velocity = self.velocity(texts, height, width, self.guidance_scale, reference)
-        with self.adapters.use(adapter):
-            return flow.euler(velocity, state, nodes)

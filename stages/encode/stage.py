@@ -50,6 +50,7 @@ class EncodeConfig(StageConfig):
     )
     dtype: Dtype = "float32"
     max_text_tokens: int = Field(512, ge=1, description="T5 tokens of a text, at most the model's own limit.")
+    num_frames: int = Field(1, ge=1, description="Of the clips of a video model, as the training has it.")
     live: bool = Field(False, description="Keep pictures and texts, and encode them while training.")
     shard_size: int = Field(512, ge=1, description="Rows, or texts, in one shard.")
     batch_size: int = runtime(64, ge=1)
@@ -93,20 +94,28 @@ def encode_tuples(inputs: Mapping[str, Artifact], config: EncodeConfig, context:
     Raises:
         UserError: no tuple is ok, a sample is missing, the pictures don't fit the model or each other.
     """
-    _encode(tuple_rows(inputs["ingest"].folder, inputs["caption"].folder), config, context)
+    rows = tuple_rows(inputs["ingest"].folder, inputs["caption"].folder)
+    run_encoding(rows, config, context, EncodeShard)
 
 
 def encode_pairs(inputs: Mapping[str, Artifact], config: EncodeConfig, context: Context) -> None:
     """The same for true pairs: latents `source` and `target`, and the `instruction`. Raises the same."""
-    folder = inputs["pairs"].folder
-    columns = ("pair_id", "instruction", "source_image", "target_image")
-    rows = [
-        Row(row["pair_id"], file, row["pair_id"], {"instruction": row["instruction"]}, {})
-        for file in _tables(folder, columns)
-        for row in folder.read_table(file, ["pair_id", "instruction"]).to_pylist()
-    ]
+    run_encoding(pair_rows(inputs["pairs"].folder, ("instruction",)), config, context, EncodeShard)
+
+
+def pair_rows(folder: Folder, texts: Sequence[str]) -> Rows:
+    """The pairs of a folder, with these of their texts. Raises UserError if no table of it has what is needed."""
     images = {"source": "source_image", "target": "target_image"}
-    _encode(Rows(folder, "pair_id", images, rows), config, context)
+    columns = ("pair_id", *texts, *images.values())
+    files = _tables(folder, columns)
+    if not files:
+        raise UserError(f"{folder.url} holds no table with the columns {', '.join(columns)}.")
+    rows = [
+        Row(row["pair_id"], file, row["pair_id"], {name: row[name] for name in texts}, {})
+        for file in files
+        for row in folder.read_table(file, ["pair_id", *texts]).to_pylist()
+    ]
+    return Rows(folder, "pair_id", images, rows)
 
 
 def tuple_rows(samples: Folder, tuples: Folder) -> Rows:
@@ -149,16 +158,17 @@ def _tables(folder: Folder, columns: Sequence[str]) -> list[str]:
     return found
 
 
-def _encode(rows: Rows, config: EncodeConfig, context: Context) -> None:
+def run_encoding(rows: Rows, config: EncodeConfig, context: Context, shard_class: type[EncodeShard]) -> None:
+    """Encodes rows and their texts, shard by shard, on the configured workers. Raises as `encode_tuples` does."""
     if not rows.rows:
         raise UserError(f"encode: there is nothing to encode: no row in {rows.folder.url} is ok.")
     texts = sorted({text for row in rows.rows for text in row.texts.values()})
-    parts = enumerate(_batches(rows.rows, config.shard_size))
+    parts = enumerate(in_batches(rows.rows, config.shard_size))
     row_shards = {f"rows/{index:05d}.parquet": part for index, part in parts}
-    parts = enumerate(_batches(texts, config.shard_size) if not config.live else ())
+    parts = enumerate(in_batches(texts, config.shard_size) if not config.live else ())
     text_shards = {f"texts/{index:05d}.parquet": part for index, part in parts}
     size = _first_image(rows, config).size
-    work = EncodeShard(rows, row_shards, text_shards, size, config, context.out)
+    work = shard_class(rows, row_shards, text_shards, size, config, context.out)
     run_shards(
         [*text_shards, *row_shards],
         work,
@@ -210,7 +220,7 @@ class EncodeShard:
 
         from stages.train.data import write_texts
 
-        parts = [self.encoder.encode_text(batch) for batch in _batches(texts, self.config.batch_size)]
+        parts = [self.encoder.encode_text(batch) for batch in in_batches(texts, self.config.batch_size)]
         embeds = {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
         write_texts(self.out, shard, texts, embeds)
 
@@ -220,9 +230,8 @@ class EncodeShard:
         keys = list(dict.fromkeys(row.key for row in rows))
         positions = [keys.index(row.key) for row in rows]  # a picture with two tuples is encoded once
         arrays = {}
-        for field, column in self.rows.image_columns.items():
-            images = self._images(rows, column)
-            self._check_sizes(images)
+        for field in self.rows.image_columns:
+            images = self._images(rows, field)
             wanted = [images[key] for key in keys]
             arrays[field] = (_pixels(wanted) if self.config.live else self._encode_images(wanted))[positions]
         width, height = self.size
@@ -231,14 +240,16 @@ class EncodeShard:
         ids, grid = [row.id for row in rows], self.encoder.grid(height, width)
         write_rows(self.out, shard, ids, arrays, texts, grid, labels)
 
-    def _images(self, rows: Sequence[Row], column: str) -> dict[str, Image.Image]:
-        wanted = {row.key for row in rows}
+    def _images(self, rows: Sequence[Row], field: str) -> dict[str, Image.Image]:
+        """The rows' pictures, by key. Raises UserError if their sizes don't fit."""
+        wanted, column = {row.key for row in rows}, self.rows.image_columns[field]
         found = {}
         for file in dict.fromkeys(row.file for row in rows):
             table = self.rows.folder.read_table(file, [self.rows.key_column, column])
             for key, data in zip(table[self.rows.key_column].to_pylist(), table[column], strict=True):
                 if key in wanted:
                     found[key] = read_image(key, data.as_py(), self.config.resolution)
+        self._check_sizes(found)
         return found
 
     def _check_sizes(self, images: Mapping[str, Image.Image]) -> None:
@@ -262,7 +273,7 @@ class EncodeShard:
 
         from stages.train.backbones.pictures import to_pixels
 
-        batches = _batches(images, self.config.batch_size)
+        batches = in_batches(images, self.config.batch_size)
         return torch.cat([self.encoder.encode_pixels(to_pixels(batch)).cpu() for batch in batches])
 
 
@@ -283,7 +294,8 @@ def load_encoder(config: EncodeConfig) -> BackboneEncoder:
     model = resolved_model(config.model)
     with loading(model, "encode.model") as backbone:
         dtype = getattr(torch, config.dtype)
-        return backbone.Encoder(model, resolved_device(config.device), dtype, config.max_text_tokens)
+        device = resolved_device(config.device)
+        return backbone.Encoder(model, device, dtype, config.max_text_tokens, config.num_frames)
 
 
 def read_image(key: str, data: bytes | None, resolution: int | None) -> Image.Image:
@@ -308,5 +320,5 @@ def read_image(key: str, data: bytes | None, resolution: int | None) -> Image.Im
     return image.crop((left, top, left + resolution, top + resolution))
 
 
-def _batches(items: Sequence, size: int) -> Iterator[Sequence]:
+def in_batches(items: Sequence, size: int) -> Iterator[Sequence]:
     return (items[start : start + size] for start in range(0, len(items), size))

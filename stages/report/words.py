@@ -19,10 +19,12 @@ class Method:
 METHODS = {
     "byg": Method("ByG", "trained without edit pairs", "ours"),
     "np_edit": Method("NP-Edit", "trained without edit pairs", "ours"),
+    "video4edit": Method("Video4Edit", "a clip's last frame, trained on few pairs", "bound"),
     "sft": Method("Supervised", "trained on true pairs", "bound"),
     "flowedit": Method("FlowEdit", "no training, both true captions", "base"),
     "sdedit": Method("SDEdit", "redrawn, true target caption", "base"),
     "regenerate": Method("Regenerate", "drawn, true target caption", "base"),
+    "zero_shot_i2v": Method("Zero-shot video", "image-to-video as it is, last frame", "base"),
     "untrained": Method("Untrained", "the base model as it is", "base"),
     "copy": Method("Copy", "the source, unchanged", "base"),
 }

@@ -20,6 +20,7 @@ from cluster.artifacts import Artifact
 from cluster.config import StageConfig
 from cluster.dag import Context
 from stages.starter import world
+from stages.starter.clips import evolution_caption
 
 Split = Literal["scenes", "pairs", "benchmark", "validation"]
 SPLITS: tuple[Split, ...] = ("scenes", "pairs", "benchmark", "validation")
@@ -29,6 +30,7 @@ PAIRS_SCHEMA = pa.schema(
         ("pair_id", pa.string()),
         ("edit_type", pa.string()),
         ("instruction", pa.string()),
+        ("evolution_caption", pa.string()),
         ("source_image", pa.binary()),
         ("target_image", pa.binary()),
     ]
@@ -107,12 +109,13 @@ def make_scenes(inputs: Mapping[str, Artifact], config: ScenesConfig, context: C
 
 
 def make_pairs(inputs: Mapping[str, Artifact], config: PairsConfig, context: Context) -> None:
-    """Writes `pairs.parquet`: source and target picture and the instruction between them."""
+    """Writes `pairs.parquet`: source and target picture, the instruction between them, and its way."""
     rows = [
         {
             "pair_id": f"pair-{config.seed}-{index:05d}",
             "edit_type": edit.edit_type,
             "instruction": edit.instruction,
+            "evolution_caption": evolution_caption(edit),
             "source_image": _png(world.render(edit.source)),
             "target_image": _png(world.render(edit.target)),
         }

@@ -44,6 +44,7 @@ def write_rows(
     texts: Mapping[str, Sequence[str]],
     grid: tuple[int, ...],
     labels: Mapping[str, Sequence[str | None]] | None = None,
+    extras: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Writes one shard of rows.
 
@@ -54,14 +55,18 @@ def write_rows(
         texts: a text per row, by field (`instruction`, ...), each of them in a shard of texts unless encoded live.
         grid: how many tokens lie along each axis, (rows, columns) of a picture; N is their product.
         labels: a word or two per row, by field (`edit_type`, ...), that no encoder reads.
+        extras: what else a method reads, by field, `[num_rows, ...]`: conditions, the latents of one frame, ...
     """
+    for name, tensor in (extras or {}).items():
+        if len(tensor) != len(ids):
+            raise ValueError(f"{name!r} of shape {list(tensor.shape)} doesn't fit {len(ids)} rows")
     for name, tensor in arrays.items():
         tokens = tensor.ndim == 3 and tensor.shape[:2] == (len(ids), math.prod(grid))
         pictures = tensor.ndim == 4 and tensor.shape[:2] == (len(ids), 3) and tensor.dtype == torch.uint8
         if not (tokens or pictures):
             shape = list(tensor.shape)
             raise ValueError(f"{name!r} {tensor.dtype} {shape} doesn't fit {len(ids)} rows of {grid} tokens")
-    _write_arrays(folder, shard, arrays, {"grid": "x".join(map(str, grid))})
+    _write_arrays(folder, shard, {**arrays, **(extras or {})}, {"grid": "x".join(map(str, grid))})
     columns = {"id": pa.array(ids, pa.string())}
     columns |= {name: pa.array(column, pa.string()) for name, column in {**texts, **(labels or {})}.items()}
     folder.write_table(shard, pa.table(columns))

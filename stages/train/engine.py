@@ -8,23 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import ModuleType
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from cluster.errors import UserError
+from cluster.folder import Folder
 from stages.train.adapters import Adapter, Adapters
-from stages.train.backbones.backbone import backbone_of
+from stages.train.backbones.backbone import HIDDEN_STATES, backbone_of
 from stages.train.data import BatchOrder, EncodedData
+from stages.train.export import read_lora, save_lora
 from stages.train.live import LiveData
-from stages.train.methods import byg, np_edit, sft
-from stages.train.roles import Batch, Draws, Judge, Roles, TextEmbeds
+from stages.train.methods import byg, np_edit, sft, video4edit
+from stages.train.roles import Batch, Draws, Judge, Roles, TextEmbeds, VelocityAndHiddenStates
 from stages.train.settings import TrainConfig
 from stages.train.sharding import load_root
 
-METHODS: dict[str, ModuleType] = {"byg": byg, "np_edit": np_edit, "sft": sft}
+EXPORTED = "adapter"
+"""The folder of a training's artifact that holds what it trained."""
+
+METHODS: dict[str, ModuleType] = {"byg": byg, "np_edit": np_edit, "sft": sft, "video4edit": video4edit}
 
 
 class TrainingDiverged(UserError):
@@ -68,26 +75,33 @@ class Trainer:
         self.my_rows = slice(self.rank * share, (self.rank + 1) * share)
 
         self.backbone = backbone_of(config.model, f"train_{config.method}.model")
-        self.root, self.transformer = load_root(config, device)
+        self.root, networks = load_root(config, device)
+        self.transformer = networks.transformer
+        self._prepare()
+        self.roles = Roles(
+            student=self.role("student"),
+            rollout=self.role("ema"),
+            frozen=self.role(None),
+            backward=self._backward,
+            auxiliary=self.role("auxiliary") if "auxiliary" in self.method.TRAINED else None,
+            judge=judge,
+        )
+        if networks.teacher is not None:
+            self._add_teacher(networks.teacher)
+        self.step = 0
+        """Steps done."""
+        self.history: list[tuple[int, str, float]] = []
+        """(step, figure, value) of every step; only what is the same whenever it is done again."""
+
+    def _prepare(self) -> None:
+        """Makes what is trained, and its optimizers."""
         self.adapters = Adapters(self.transformer)
         self.trained: dict[str, Adapter] = {}
         self.optimizers: dict[str, torch.optim.AdamW] = {}
         for name in self.method.TRAINED:
             self.trained[name], self.optimizers[name] = self._new_trained(name)
         self.student, self.ema = self.trained["student"], self._new_adapter("ema")
-        self.roles = Roles(
-            student=self.role("student"),
-            rollout=self.role("ema"),
-            frozen=self.role(None),
-            backward=self._backward,
-            auxiliary=self.role("auxiliary") if "auxiliary" in self.trained else None,
-            judge=judge,
-        )
         self._touched: list[str] = []  # the adapters that this step has trained
-        self.step = 0
-        """Steps done."""
-        self.history: list[tuple[int, str, float]] = []
-        """(step, figure, value) of every step; only what is the same whenever it is done again."""
 
     def _new_adapter(self, name: str) -> Adapter:
         config = self.config
@@ -123,7 +137,7 @@ class Trainer:
         def velocity(
             x_t: torch.Tensor, t: torch.Tensor, text: TextEmbeds, reference: torch.Tensor | None
         ) -> torch.Tensor:
-            with self.adapters.use(adapter):
+            with self.using(adapter):
                 return self.backbone.velocity(
                     self.transformer,
                     x_t,
@@ -136,6 +150,47 @@ class Trainer:
                 )
 
         return velocity
+
+    def _add_teacher(self, teacher: nn.Module) -> None:
+        """Gives the roles the student and the teacher with their hidden states.
+
+        Raises UserError if the two can't be compared.
+        """
+        named = self.config.teacher_model
+        for setting in ("num_layers", "num_attention_heads", "attention_head_dim"):
+            ours, theirs = (network.config.get(setting) for network in (self.transformer, teacher))
+            if ours != theirs:
+                raise UserError(
+                    f"The teacher {named} has a {setting} of {theirs}, the student {self.config.model} one of {ours}: "
+                    f"their hidden states can't be compared. Choose two of one size, --set "
+                    f"train_{self.config.method}.teacher_model=..."
+                )
+        if self.backbone.NAME not in HIDDEN_STATES or backbone_of(named).NAME != self.backbone.NAME:
+            raise UserError(
+                f"train_{self.config.method}: model {self.config.model} and teacher_model {named} must both be one of "
+                f"{', '.join(HIDDEN_STATES)}: only these show what their blocks give."
+            )
+        try:
+            blocks = self.settings.distilled_blocks(teacher.config.num_layers)
+        except ValueError as error:
+            raise UserError(f"train_{self.config.method}.{self.config.method}.blocks: {error}.") from None
+        self.roles.student_hidden = self._with_hidden_states(self.transformer, blocks)
+        self.roles.teacher_hidden = self._with_hidden_states(teacher, blocks)
+
+    def _with_hidden_states(self, transformer: nn.Module, blocks: Sequence[int]) -> VelocityAndHiddenStates:
+        """A network that shows what its blocks give: the student, which is what a step works under, or the teacher."""
+        forward = HIDDEN_STATES[self.backbone.NAME]
+
+        def velocity(
+            x_t: torch.Tensor, t: torch.Tensor, text: TextEmbeds, reference: torch.Tensor | None
+        ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+            return forward(transformer, x_t, t, text, reference, self.data.grid, blocks)
+
+        return velocity
+
+    def using(self, adapter: str | None) -> contextlib.AbstractContextManager:
+        """Inside, the base works under this adapter."""
+        return self.adapters.use(adapter)
 
     def run(self, work: Callable[[], None]) -> None:
         """Does work that calls the base's roles. On every rank at once, with as many forwards on each."""
@@ -156,33 +211,46 @@ class Trainer:
         rows = self.order.rows(step)
         batch = self.batch(rows[self.my_rows])
         draws = Draws(config.seed, step, config.batch_size, self.my_rows)
-        for adapter in self.trained.values():
-            adapter.gradient.zero_()
-        self._touched.clear()
+        self._forget_gradients()
         figures: dict[str, torch.Tensor] = {}
 
         def work() -> None:
-            with self.adapters.use("student"):
+            with self.using("student"):
                 figures.update(self.method.step(self.settings, self.roles, batch, draws, step))
 
         self.run(work)
-        values = self._reduced(figures)
-        norms = {name: self.trained[name].gradient.norm().item() for name in self._touched}
-        values |= {_norm_of(name): norm for name, norm in norms.items()}
+        norms = self._gradient_norms()
+        values = self._reduced(figures) | {_norm_of(name): norm for name, norm in norms.items()}
         if not all(map(math.isfinite, values.values())) or max(norms.values()) > config.stop_gradient_norm:
             raise TrainingDiverged(step, values, self.batch(rows), config.stop_gradient_norm)
-        for name, norm in norms.items():
-            if norm > config.max_gradient_norm:
-                self.trained[name].gradient.mul_(config.max_gradient_norm / norm)
-            self.optimizers[name].param_groups[0]["lr"] = self.learning_rate
-            with torch.no_grad():
-                self.optimizers[name].step()
-        if "student" in norms:
-            with torch.no_grad():
-                self.ema.flat.lerp_(self.student.flat.detach(), 1 - config.ema_decay)
+        with torch.no_grad():
+            self._update(norms)
         self.step += 1
         self.history += [(self.step, name, value) for name, value in values.items()]
         return values
+
+    def _forget_gradients(self) -> None:
+        for adapter in self.trained.values():
+            adapter.gradient.zero_()
+        self._touched.clear()
+
+    def _gradient_norms(self) -> dict[str, float]:
+        """Averages the gradients over the ranks, in place; the norm of each that this step has made."""
+        for name in self._touched:
+            if self.world_size > 1:
+                dist.all_reduce(self.trained[name].gradient)
+                self.trained[name].gradient.div_(self.world_size)
+        return {name: self.trained[name].gradient.norm().item() for name in self._touched}
+
+    def _update(self, norms: dict[str, float]) -> None:
+        """One step of each optimizer whose adapter has a gradient, and of the average."""
+        for name, norm in norms.items():
+            if norm > self.config.max_gradient_norm:
+                self.trained[name].gradient.mul_(self.config.max_gradient_norm / norm)
+            self.optimizers[name].param_groups[0]["lr"] = self.learning_rate
+            self.optimizers[name].step()
+        if "student" in norms:
+            self.ema.flat.lerp_(self.student.flat.detach(), 1 - self.config.ema_decay)
 
     @property
     def learning_rate(self) -> float:
@@ -198,7 +266,7 @@ class Trainer:
         return config.learning_rate * rise * fall
 
     def _reduced(self, figures: dict[str, torch.Tensor]) -> dict[str, float]:
-        """Averages the gradients over the ranks, in place, and the figures.
+        """The figures' means over the ranks.
 
         A rank's loss is a mean over its own rows, so the norms of gradients at its output add up in
         squares, each rank's part a share of the global mean.
@@ -209,9 +277,6 @@ class Trainer:
             is_norm = torch.tensor([name.startswith("gradient_") for name in names], device=values.device)
             values = values / self.world_size
             values = torch.where(is_norm, values.square(), values)
-            for name in self._touched:
-                dist.all_reduce(self.trained[name].gradient)
-                self.trained[name].gradient.div_(self.world_size)
             dist.all_reduce(values)
             values = torch.where(is_norm, values.sqrt(), values)
         return dict(zip(names, values.tolist(), strict=True))
@@ -234,16 +299,34 @@ class Trainer:
     def load_state(self, tensors: dict[str, torch.Tensor], step: int, history: list[tuple[int, str, float]]) -> None:
         """Goes on from a state that `state_tensors` gave after `step` steps."""
         with torch.no_grad():
-            for name, view in self.state_tensors().items():
-                view.copy_(tensors[name])
+            self._load_tensors(tensors)
         self.step, self.history = step, list(history)
 
-    def start_from(self, lora: dict[str, torch.Tensor]) -> None:
-        """Student and average start from a LoRA's tensors instead of from nothing."""
+    def _load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        for name, view in self.state_tensors().items():
+            view.copy_(tensors[name])
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers are trained."""
+        return self.student.flat.numel()
+
+    def start_from(self, folder: Path) -> None:
+        """Student and average start from a LoRA that was exported, instead of from nothing.
+
+        Raises UserError if it doesn't fit.
+        """
+        lora = read_lora(folder, self.student.shapes, self.config.lora_alpha)
         with torch.no_grad():
             for adapter in (self.student, self.ema):
                 for path, tensor in adapter.tensors.items():
                     tensor.copy_(lora[path])
+
+    def export(self, out: Folder) -> None:
+        """Writes the average to `adapter/`, as the backbone's pipeline loads it. On every rank at once."""
+        if self.rank == 0:
+            config = self.config
+            save_lora(out.sub(EXPORTED), self.ema.tensors, config.rank, config.lora_alpha, self.backbone)
 
 
 def _norm_of(adapter: str) -> str:

@@ -6,10 +6,17 @@ Conventions: `x_t = (1 - t) x0 + t eps`, velocity `v = eps - x0`, t in [0, 1], 1
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn import functional
+
+
+def item_generator(item_id: str, seed: int) -> torch.Generator:
+    """The generator (on the CPU) of an item's draws, the same in any batch and for any method."""
+    digest = hashlib.sha256(f"{seed}:{item_id}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
 def expand(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

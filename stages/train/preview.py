@@ -15,7 +15,7 @@ from cluster.folder import Folder
 from stages.train import flow
 from stages.train.backbones.backbone import loading
 from stages.train.backbones.models import resolved_model
-from stages.train.backbones.pictures import to_images, to_pixels
+from stages.train.backbones.pictures import to_images
 from stages.train.engine import Trainer
 
 _COLUMNS = ["item_id", "image", "instruction", "reverse_instruction", "metadata"]
@@ -82,19 +82,21 @@ class Preview:
         self.trainer, self.items, self.metric = trainer, items, metric
         with loading(config.model, f"train_{config.method}.model") as backbone:
             dtype = getattr(torch, config.dtype)
-            self.encoder = backbone.Encoder(resolved_model(config.model), str(trainer.device), dtype)
+            model = resolved_model(config.model)
+            self.encoder = backbone.Encoder(model, str(trainer.device), dtype, num_frames=config.num_frames)
         self.width, self.height = items[0].image.size
         if self.encoder.grid(self.height, self.width) != trainer.data.grid:
             raise UserError(
                 f"Previews: item {items[0].id!r} has {self.width}x{self.height} pixels, the training "
                 "pictures are of another size. Turn previews off (preview_every=0) or take a benchmark of that size."
             )
-        self.source = self.encoder.encode_pixels(to_pixels([item.image for item in items]))
-        self.text = self.encoder.encode_text([item.instruction for item in items])
+        self.source, image_embeds = self.encoder.encode_reference([item.image for item in items])
+        self.text = {**self.encoder.encode_text([item.instruction for item in items]), **image_embeds}
         self.reverse_text = self.encoder.encode_text([item.reverse_instruction for item in items])
         self.times = trainer.settings.few_step_times
         generator = torch.Generator().manual_seed(_SEED)
-        noises = [torch.randn(self.source.shape, generator=generator) for _ in self.times or (1.0,)]
+        shape = (*self.source.shape[:2], self.encoder.token_channels)
+        noises = [torch.randn(shape, generator=generator) for _ in self.times or (1.0,)]
         self.noises = [noise.to(trainer.device) for noise in noises]
         self.nodes = self._nodes(num_steps).to(trainer.device)
 
@@ -105,8 +107,9 @@ class Preview:
     def tokens(self) -> tuple[torch.Tensor, dict[str, float]]:
         """The edits as packed latents, and how well the sources come back from them, by noise level.
 
-        That is the cycle's loss with the edit as reference and the reverse instruction; a few-step editor knows
-        no other noise levels than its own, and isn't asked. On every rank at once.
+        That is the cycle's loss with the edit as reference and the reverse instruction. A few-step editor knows no
+        other noise levels than its own, and one that makes clips from a picture can't be given a clip: they
+        aren't asked. On every rank at once.
         """
         velocity, dtype = self.trainer.role("ema"), self.source.dtype
         state = self.noises[0]
@@ -122,6 +125,8 @@ class Preview:
                     state = flow.few_step(edit, self.noises, self.times)
                     return
                 state = flow.euler(edit, self.noises[0], self.nodes)
+                if state.shape != self.source.shape:
+                    return
                 edits, noise = state.to(dtype), self.noises[0].to(dtype)
                 for level in _NOISE_LEVELS:
                     t = torch.full((len(edits),), level, device=edits.device)

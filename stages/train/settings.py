@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster.config import StageConfig, runtime
 from stages.train.backbones.models import Device, Dtype
-from stages.train.methods.settings import ByGConfig, NPEditConfig, SFTConfig
+from stages.train.methods.settings import ByGConfig, NPEditConfig, SFTConfig, Video4EditConfig
 from stages.train.vlm.questions import QuestionTemplates
 
 
@@ -38,6 +38,7 @@ class TrainConfig(StageConfig):
     reference_positions: Literal["kontext", "shared"] = Field(
         "kontext", description="of FLUX; elsewhere a reference always shares the picture's"
     )
+    num_frames: int = Field(1, ge=1, description="of the clips that a video model trains on; 1: pictures")
     dtype: Dtype = Field("float32", description="of the base and of the activations")
 
     stop_gradient_norm: float = runtime(1e4, gt=0, description="a larger gradient, or a NaN, stops the training")
@@ -59,6 +60,11 @@ class TrainConfig(StageConfig):
     num_preview_steps: int = runtime(12, ge=1, description="sampling steps of a preview")
 
     @property
+    def trains_all(self) -> bool:
+        """Whether every weight is trained, not a LoRA."""
+        return getattr(self, "weights", "lora") == "full"
+
+    @property
     def lora_alpha(self) -> float:
         return self.alpha if self.alpha is not None else float(self.rank)
 
@@ -70,11 +76,41 @@ class TrainByGConfig(TrainConfig):
     byg: ByGConfig = ByGConfig()
 
 
-class TrainSFTConfig(TrainConfig):
+class FullTuningConfig(TrainConfig):
+    """Of methods that train one network and ask no frozen one: it can be trained whole."""
+
+    weights: Literal["lora", "full"] = Field("lora", description="what is trained; full: all, under zero3")
+    offload_optimizer: bool = runtime(False, description="full: the optimizer's state lies in the CPU's memory")
+
+    @model_validator(mode="after")
+    def _all_weights_are_cut(self) -> Self:
+        if self.weights == "full" and self.sharding != "zero3":
+            raise ValueError("training all weights (weights: full) needs sharding: zero3")
+        return self
+
+
+class TrainSFTConfig(FullTuningConfig):
     """Supervised training, on the encoded pairs."""
 
     method: Literal["sft"] = "sft"
     sft: SFTConfig = SFTConfig()
+
+
+class TrainVideo4EditConfig(FullTuningConfig):
+    """Video4Edit, on the rows of `rollout`; optimizer, schedule and average as in the paper (section 4.1).
+
+    There the student is trained whole: `weights: full`.
+    """
+
+    method: Literal["video4edit"] = "video4edit"
+    video4edit: Video4EditConfig = Video4EditConfig()
+    model: str = Field("stages/starter/models/wan/i2v", description="the student: an image-to-video pipeline of Wan")
+    teacher_model: str = Field("stages/starter/models/wan/flf2v", description="a first/last-frame pipeline of Wan")
+    num_frames: int = Field(5, ge=2, description="of a clip, 1 + 4 k, as the rollouts have it")
+    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate_decay: float = Field(0.95, ge=0, le=1, description="all but the warm-up of the paper, 5 %")
+    learning_rate_shape: Literal["linear", "cosine"] = "cosine"
+    ema_decay: float = Field(0.9999, ge=0, lt=1)
 
 
 class TrainNPEditConfig(TrainConfig):

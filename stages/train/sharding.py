@@ -11,7 +11,7 @@ from torch import nn
 
 from stages.train.backbones.backbone import loading
 from stages.train.backbones.models import resolved_model
-from stages.train.settings import TrainConfig
+from stages.train.settings import TrainConfig, TrainVideo4EditConfig
 
 
 class Root(nn.Module):
@@ -21,9 +21,10 @@ class Root(nn.Module):
     the root must be the step, not one of its many forwards.
     """
 
-    def __init__(self, transformer: nn.Module) -> None:
+    def __init__(self, transformer: nn.Module, teacher: nn.Module | None = None) -> None:
         super().__init__()
         self.transformer = transformer
+        self.teacher = teacher
         self.work = None
 
     def forward(self) -> tuple[()]:
@@ -31,17 +32,55 @@ class Root(nn.Module):
         return ()
 
 
-def load_root(config: TrainConfig, device: torch.device) -> tuple[nn.Module, nn.Module]:
-    """The frozen base as (what is to be called for a step, the transformer within).
+def load_root(config: TrainConfig, device: torch.device) -> tuple[nn.Module, Root]:
+    """The networks, as (what is to be called for a step, the root within).
+
+    They are the base, frozen unless it is trained whole, and beside it the teacher of a method that has one.
 
     With `sharding: zero3` it is built under `zero.Init` and filled one tensor at a time, so that no rank ever
     holds it whole. The process group must be there.
 
-    Raises UserError if the model can't be loaded.
+    Raises UserError if a model can't be loaded.
     """
+    transformer, teacher = _load(config, "model", device), None
+    transformer.requires_grad_(config.trains_all)
+    if isinstance(config, TrainVideo4EditConfig):
+        teacher = _load(config, "teacher_model", device)
+    if config.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()  # diffusers' default is the non-reentrant kind
+    root = Root(transformer, teacher)
+    if config.sharding == "none":
+        return root, root
+    deepspeed = _deepspeed()
+    settings = deepspeed_config(config)
+    # A block is gathered and released as a whole: fewer, larger messages, and no hooks on the layers within.
+    settings["zero_optimization"]["leaf_module"] = {"classes": transformer._no_split_modules}
+    for block in root.modules():
+        if type(block).__name__ in transformer._no_split_modules:
+            block.register_forward_pre_hook(_by_position, with_kwargs=True)
+    trained = {}
+    if config.trains_all:
+        parameters = list(transformer.parameters())
+        # DeepSpeed's own optimizer for offloaded states is compiled at first use; torch's needs nothing
+        optimizer = torch.optim.AdamW(
+            parameters, config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+        )
+        trained = {"model_parameters": parameters, "optimizer": optimizer}
+        settings["zero_force_ds_cpu_optimizer"] = False
+        settings["gradient_clipping"] = config.max_gradient_norm
+        settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        if config.offload_optimizer:
+            settings["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": device.type == "cuda"}
+    engine, *_ = deepspeed.initialize(model=root, config=settings, **trained)
+    return engine, root
+
+
+def _load(config: TrainConfig, field: str, device: torch.device) -> nn.Module:
+    """The frozen transformer of the model that a setting names."""
     dtype = getattr(torch, config.dtype)
-    model = resolved_model(config.model)
-    with loading(config.model, f"train_{config.method}.model") as backbone:
+    named = getattr(config, field)
+    model = resolved_model(named)
+    with loading(named, f"train_{config.method}.{field}") as backbone:
         if config.sharding == "none":
             transformer = backbone.TRANSFORMER.from_pretrained(
                 model, subfolder="transformer", torch_dtype=dtype, use_safetensors=True
@@ -49,20 +88,7 @@ def load_root(config: TrainConfig, device: torch.device) -> tuple[nn.Module, nn.
             transformer.to(device)
         else:
             transformer = _sharded_transformer(backbone.TRANSFORMER, _transformer_folder(model), config)
-    transformer.requires_grad_(False).eval()
-    if config.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()  # diffusers' default is the non-reentrant kind
-    root = Root(transformer)
-    if config.sharding == "zero3":
-        deepspeed = _deepspeed()
-        settings = deepspeed_config(config)
-        # A block is gathered and released as a whole: fewer, larger messages, and no hooks on the layers within.
-        settings["zero_optimization"]["leaf_module"] = {"classes": transformer._no_split_modules}
-        for block in transformer.modules():
-            if type(block).__name__ in transformer._no_split_modules:
-                block.register_forward_pre_hook(_by_position, with_kwargs=True)
-        root, *_ = deepspeed.initialize(model=root, config=settings)
-    return root, transformer
+    return transformer.requires_grad_(False).eval()
 
 
 def deepspeed_config(config: TrainConfig) -> dict[str, Any]:

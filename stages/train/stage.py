@@ -14,27 +14,43 @@ from cluster.dag import Context
 from cluster.errors import UserError
 from cluster.folder import Folder
 from stages.train.backbones.models import model_sources, resolved_model
-from stages.train.settings import TrainByGConfig, TrainConfig, TrainNPEditConfig, TrainSFTConfig
+from stages.train.settings import (
+    TrainByGConfig,
+    TrainConfig,
+    TrainNPEditConfig,
+    TrainSFTConfig,
+    TrainVideo4EditConfig,
+)
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TrainByGConfig", "TrainConfig", "TrainNPEditConfig", "TrainSFTConfig", "train", "train_sources"]
+    from stages.train.engine import Trainer
+
+__all__ = [
+    "TrainByGConfig",
+    "TrainConfig",
+    "TrainNPEditConfig",
+    "TrainSFTConfig",
+    "TrainVideo4EditConfig",
+    "train",
+    "train_sources",
+]
 
 
 def train_sources(config: TrainConfig) -> Sequence[str]:
     """The outside files whose content belongs to the stage's fingerprint."""
-    judge = model_sources(config.vlm) if isinstance(config, TrainNPEditConfig) else []
+    others = [getattr(config, field) for field in ("vlm", "teacher_model") if hasattr(config, field)]
     start = [resolved_model(config.init_adapter)] if config.init_adapter else []
-    return [*model_sources(config.model), *judge, *start]
+    return [*(source for model in (config.model, *others) for source in model_sources(model)), *start]
 
 
 def train(inputs: Mapping[str, Artifact], config: TrainConfig, context: Context) -> None:
     """Trains a LoRA on the encoded rows, on `num_workers` ranks.
 
     Takes the artifact that has encoded rows, and for previews alone, if there, `validation`. Writes
-    `adapter/` (a LoRA as diffusers has it: the average), `history.parquet` (step, name, value) and
-    `previews/`. An attempt that was cut goes on from its last checkpoint.
+    `adapter/` (a LoRA as diffusers has it: the average) or, where all weights are trained, `transformer/`;
+    `history.parquet` (step, name, value) and `previews/`. An attempt that was cut goes on from its last checkpoint.
 
     Raises:
         UserError: data, model or start adapter don't fit, or training diverged.
@@ -70,18 +86,16 @@ class TrainRank:
         import torch
 
         from stages.train.checkpoint import Checkpoints
-        from stages.train.engine import METHODS, Trainer, TrainingDiverged
-        from stages.train.export import read_lora, save_lora
+        from stages.train.engine import METHODS, TrainingDiverged
         from stages.train.live import open_data
 
         config, context = self.config, self.context
         method = METHODS[config.method]
         data = open_data(self.encoded.local(), method.LATENTS, method.TEXTS, device, method.LABELS)
-        trainer = Trainer(config, data, device, load_judge(config, data.grid, device))
+        trainer = new_trainer(config, data, device)
         checkpoints = Checkpoints(Folder(context.scratch / "checkpoints"), identity_of(config))
         if not resume(trainer, checkpoints, context) and config.init_adapter:
-            shapes = trainer.student.shapes
-            trainer.start_from(read_lora(Path(resolved_model(config.init_adapter)), shapes, config.lora_alpha))
+            trainer.start_from(Path(resolved_model(config.init_adapter)))
         started, first = time.monotonic(), trainer.step
         preview = self._preview(trainer)
         while trainer.step < config.num_steps:
@@ -89,8 +103,9 @@ class TrainRank:
             try:
                 figures = trainer.train_step()
             except TrainingDiverged as error:
+                state = trainer.state_tensors()
                 if trainer.rank == 0:
-                    save_failure(context.scratch / "failure", trainer, error)
+                    save_failure(context.scratch / "failure", state, error)
                 raise
             last = trainer.step == config.num_steps
             if preview and (trainer.step % config.preview_every == 0 or last):
@@ -101,25 +116,27 @@ class TrainRank:
             if trainer.rank == 0:
                 seconds = (time.monotonic() - started) / (trainer.step - first)
                 self._log(trainer, figures, seconds)
-                if trainer.step % config.checkpoint_every == 0 or last:
-                    checkpoints.save(trainer.step, trainer.state_tensors(), trainer.history)
+            if trainer.step % config.checkpoint_every == 0 or last:
+                state = trainer.state_tensors()
+                if trainer.rank == 0:
+                    checkpoints.save(trainer.step, state, trainer.history)
         figures = {
             "num_rows": len(data),
             "num_steps": trainer.step,
-            "num_parameters": trainer.student.flat.numel(),
+            "num_parameters": trainer.num_parameters,
             "seconds_per_step": (time.monotonic() - started) / max(trainer.step - first, 1),
             "peak_memory_gib": peak_memory(device),
             "final": final_figures(trainer, config),
         }
+        trainer.export(context.out)
         if trainer.rank == 0:
             write_history(context.out, trainer.history)
-            save_lora(context.out.sub("adapter"), trainer.ema.tensors, config.rank, config.lora_alpha, trainer.backbone)
             self._register(figures)
         if device.type == "cuda":
             torch.cuda.synchronize()
         return figures
 
-    def _preview(self, trainer: Any) -> Any:
+    def _preview(self, trainer: Trainer) -> Any:
         config = self.config
         if not config.preview_every or self.validation is None:
             return None
@@ -128,7 +145,7 @@ class TrainRank:
         items = read_items(self.validation, config.num_preview_items)
         return Preview(trainer, items, METRICS[config.preview_metric], config.num_preview_steps)
 
-    def _log(self, trainer: Any, figures: dict[str, float], seconds: float) -> None:
+    def _log(self, trainer: Trainer, figures: dict[str, float], seconds: float) -> None:
         from stages.train.engine import means
 
         config, step = self.config, trainer.step
@@ -149,9 +166,21 @@ class TrainRank:
 
     def _register(self, figures: dict[str, Any]) -> None:
         tracker = self.context._get_tracker()
-        if tracker:
+        if tracker and not self.config.trains_all:  # whole transformers are too large to be stored twice
             params = {"method": self.config.method, "rank": self.config.rank, **figures["final"]}
             tracker.register_adapter(self.context.out.local("adapter"), self.context.stage, params)
+
+
+def new_trainer(config: TrainConfig, data: Any, device: torch.device) -> Trainer:
+    """The training in its first state, of a LoRA or of all weights."""
+    judge = load_judge(config, data.grid, device)
+    if config.trains_all:
+        from stages.train.full import FullTrainer
+
+        return FullTrainer(config, data, device, judge)
+    from stages.train.engine import Trainer
+
+    return Trainer(config, data, device, judge)
 
 
 def load_judge(config: TrainConfig, grid: tuple[int, ...], device: torch.device) -> Any:
@@ -168,10 +197,11 @@ def identity_of(config: TrainConfig) -> dict[str, Any]:
     from stages.train.backbones.backbone import backbone_of
 
     names = ("method", "model", "rank", "alpha", "batch_size", "seed", "dtype")
-    return {"backbone": backbone_of(config.model).NAME} | {name: getattr(config, name) for name in names}
+    weights = {"weights": "full"} if config.trains_all else {}
+    return {"backbone": backbone_of(config.model).NAME} | weights | {name: getattr(config, name) for name in names}
 
 
-def resume(trainer: Any, checkpoints: Any, context: Context) -> bool:
+def resume(trainer: Trainer, checkpoints: Any, context: Context) -> bool:
     """Goes on from the newest good checkpoint, which rank 0 reads for all; whether there was one."""
     import torch.distributed as dist
 
@@ -192,7 +222,7 @@ def resume(trainer: Any, checkpoints: Any, context: Context) -> bool:
     return True
 
 
-def final_figures(trainer: Any, config: TrainConfig) -> dict[str, float]:
+def final_figures(trainer: Trainer, config: TrainConfig) -> dict[str, float]:
     """The figures' means over the last twentieth of the steps."""
     from stages.train.engine import means
 
@@ -212,7 +242,7 @@ def write_history(folder: Folder, history: list[tuple[int, str, float]]) -> None
     folder.write_table("history.parquet", pa.table(columns))
 
 
-def save_failure(path: Path, trainer: Any, error: Any) -> None:
+def save_failure(path: Path, state: dict[str, torch.Tensor], error: Any) -> None:
     """Keeps what a step that diverged worked on: the state before it, and the global batch."""
     from safetensors.torch import save_file
 
@@ -221,7 +251,7 @@ def save_failure(path: Path, trainer: Any, error: Any) -> None:
     for field, embeds in error.batch.texts.items():
         tensors |= {f"texts/{field}/{name}": tensor for name, tensor in embeds.items()}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path / "batch.safetensors")
-    state = {name: tensor.contiguous().clone() for name, tensor in trainer.state_tensors().items()}
+    state = {name: tensor.contiguous().clone() for name, tensor in state.items()}
     save_file(state, path / "state.safetensors")
     facts = {"step": error.step, "ids": error.batch.ids, "figures": repr(error.figures)}
     Folder(path).write_json("failure.json", facts)

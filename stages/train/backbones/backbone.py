@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
+from PIL import Image
 
 from cluster.errors import UserError
 from stages.train.backbones import flux, sd3, wan, wan_i2v
@@ -21,7 +22,8 @@ from stages.train.roles import TextEmbeds
 class BackboneEncoder(Protocol):
     """A pipeline's parts around its transformer: pixels to packed tokens and back, texts to embeddings.
 
-    Made from (model, device, dtype, max_length), the last the most tokens of a text. Nothing in it is trained.
+    Made from (model, device, dtype, max_length, num_frames): the most tokens of a text, and the frames of the clip
+    that a picture's edit is, 1 for image models. Nothing in it is trained.
     """
 
     pipeline: DiffusionPipeline
@@ -32,6 +34,9 @@ class BackboneEncoder(Protocol):
 
     def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels in [-1, 1], `[B, 3, H, W]` (of a video `[B, 3, F, H, W]`), to packed tokens `[B, N, C]`."""
+
+    def encode_reference(self, images: Sequence[Image.Image]) -> tuple[torch.Tensor, TextEmbeds]:
+        """What a velocity is given of pictures to edit: its `reference`, and what goes beside the text's embeddings."""
 
     def decode(self, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Packed tokens to pixels in [0, 1], in the shape that `encode_pixels` takes; gradients go through."""
@@ -89,6 +94,9 @@ BACKBONES: dict[str, Backbone] = {
     "WanImageToVideoPipeline": wan_i2v,
 }
 """By the class that a model's `model_index.json` names."""
+
+HIDDEN_STATES = {wan_i2v.NAME: wan_i2v.velocity_and_hidden_states}
+"""Of the backbones that show what their blocks give: the velocity with these hidden states."""
 
 
 def backbone_of(model: str, setting: str = "model") -> Backbone:

@@ -88,9 +88,14 @@ class Encoder(ImageEncoder):
     """The parts of a FluxPipeline around its transformer: autoencoder, CLIP and T5."""
 
     def __init__(
-        self, model: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, max_length: int = 512
+        self,
+        model: str | Path,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        max_length: int = 512,
+        num_frames: int = 1,
     ) -> None:
-        super().__init__(PIPELINE, model, device, dtype)
+        super().__init__(PIPELINE, model, device, dtype, num_frames)
         self.max_length = min(max_length, self.pipeline.tokenizer_2.model_max_length)
 
     @torch.no_grad()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
+
+from stages.train.backbones.pictures import to_pixels
+from stages.train.roles import TextEmbeds
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:
@@ -37,11 +41,21 @@ def scheduler_shift(scheduler: Mapping, num_tokens: int) -> float:
 
 
 class ImageEncoder:
-    """The parts of an image pipeline around its transformer, without the texts: each pipeline has its own encoders."""
+    """The parts of an image pipeline around its transformer, without the texts: each pipeline has its own encoders.
+
+    Raises ValueError if it is to work on clips.
+    """
 
     def __init__(
-        self, pipeline_class: type[DiffusionPipeline], model: str | Path, device: str, dtype: torch.dtype
+        self,
+        pipeline_class: type[DiffusionPipeline],
+        model: str | Path,
+        device: str,
+        dtype: torch.dtype,
+        num_frames: int = 1,
     ) -> None:
+        if num_frames != 1:
+            raise ValueError(f"it draws pictures, no clips of {num_frames} frames")
         self.pipeline = pipeline_class.from_pretrained(
             str(model), transformer=None, torch_dtype=dtype, use_safetensors=True
         ).to(device)
@@ -54,6 +68,10 @@ class ImageEncoder:
         vae = self.pipeline.vae
         latents = vae.encode(pixels.to(self.device, self.dtype)).latent_dist.mode()
         return pack((latents - vae.config.shift_factor) * vae.config.scaling_factor)
+
+    def encode_reference(self, images: Sequence[Image.Image]) -> tuple[torch.Tensor, TextEmbeds]:
+        """The tokens of the pictures to edit, `[B, N, C]`; nothing goes beside the text."""
+        return self.encode_pixels(to_pixels(images)), {}
 
     def decode(self, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Packed tokens to pixels in [0, 1], `[B, 3, height, width]`; gradients go through."""

@@ -16,6 +16,8 @@ def to_pixels(images: Sequence[Image.Image]) -> torch.Tensor:
 
 
 def to_images(pixels: torch.Tensor) -> list[Image.Image]:
-    """Pixels in [0, 1], `[B, 3, H, W]`, as pictures of 8 bits a channel."""
+    """Pixels in [0, 1], `[B, 3, H, W]`, as pictures of 8 bits a channel; of clips `[B, 3, F, H, W]` the last frames."""
+    if pixels.ndim == 5:
+        pixels = pixels[:, :, -1]
     arrays = (pixels.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(array) for array in arrays]

@@ -101,9 +101,14 @@ class Encoder(ImageEncoder):
     """
 
     def __init__(
-        self, model: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, max_length: int = 512
+        self,
+        model: str | Path,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        max_length: int = 512,
+        num_frames: int = 1,
     ) -> None:
-        super().__init__(PIPELINE, model, device, dtype)
+        super().__init__(PIPELINE, model, device, dtype, num_frames)
         if self.pipeline.text_encoder_3 is None:
             raise ValueError("it has no text_encoder_3, which is T5")
         self.max_length = min(max_length, MAX_TEXT_TOKENS, self.pipeline.tokenizer_3.model_max_length)

@@ -13,9 +13,11 @@ from typing import Literal
 
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
+from PIL import Image
 from torch import nn
 
 from stages.train.backbones.packing import PATCH, Grid, pack, unpack
+from stages.train.backbones.pictures import to_pixels
 from stages.train.roles import TextEmbeds
 
 NAME = "wan"
@@ -96,11 +98,17 @@ def expert_of(t: torch.Tensor, boundary_ratio: float | None) -> Literal["transfo
 class Encoder:
     """The parts of a Wan pipeline around its transformers: pixels to tokens and back, texts to embeddings.
 
-    The autoencoder stays in float32, as Wan's authors run it; tokens and embeddings come in `dtype`.
+    The autoencoder stays in float32, as Wan's authors run it; tokens and embeddings come in `dtype`. Pictures are
+    taken as clips of `num_frames` that stand still. Raises ValueError if that isn't 1 + 4 k.
     """
 
     def __init__(
-        self, model: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, max_length: int = 512
+        self,
+        model: str | Path,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        max_length: int = 512,
+        num_frames: int = 1,
     ) -> None:
         self.pipeline = WanPipeline.from_pretrained(
             str(model),
@@ -110,7 +118,8 @@ class Encoder:
             use_safetensors=True,
         ).to(device)
         self.pipeline.vae.requires_grad_(False)
-        self.device, self.dtype, self.max_length = device, dtype, max_length
+        self.device, self.dtype, self.max_length, self.num_frames = device, dtype, max_length, num_frames
+        self._check_length(num_frames)
         config = self.pipeline.vae.config
         mean, std = (torch.tensor(numbers, device=device) for numbers in (config.latents_mean, config.latents_std))
         self._mean, self._std = mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)
@@ -127,13 +136,23 @@ class Encoder:
     def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """Clips in [-1, 1], `[B, 3, F, H, W]`, to packed tokens `[B, N, 64]` (the posterior's mode, normalised).
 
-        Raises ValueError if F isn't 1 + 4 k: the autoencoder would silently drop the last frames.
+        Pictures `[B, 3, H, W]` are taken for still clips. Raises ValueError if F isn't 1 + 4 k: the autoencoder
+        would silently drop the last frames.
         """
+        if pixels.ndim == 4:
+            pixels = pixels.unsqueeze(2).expand(-1, -1, self.num_frames, -1, -1)
         return pack(self._encode(pixels)).to(self.dtype)
 
+    def encode_reference(self, images: Sequence[Image.Image]) -> tuple[torch.Tensor, TextEmbeds]:
+        """The tokens of the pictures to edit, as still clips `[B, N, 64]`; nothing goes beside the text."""
+        return self.encode_pixels(to_pixels(images)), {}
+
+    def _check_length(self, num_frames: int) -> None:
+        if (num_frames - 1) % self.pipeline.vae_scale_factor_temporal:
+            raise ValueError(f"a clip of {num_frames} frames: Wan's autoencoder takes 1 + 4 k of them")
+
     def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        if (pixels.shape[2] - 1) % self.pipeline.vae_scale_factor_temporal:
-            raise ValueError(f"a clip of {pixels.shape[2]} frames: Wan's autoencoder takes 1 + 4 k of them")
+        self._check_length(pixels.shape[2])
         latents = self.pipeline.vae.encode(pixels.to(self.device, torch.float32)).latent_dist.mode()
         return (latents - self._mean) / self._std
 
@@ -149,9 +168,9 @@ class Encoder:
         """The same, without gradients."""
         return self.decode(tokens, height, width)
 
-    def grid(self, height: int, width: int, num_frames: int = 1) -> Grid:
+    def grid(self, height: int, width: int) -> Grid:
         """Latent frames, rows and columns of tokens for a clip of `num_frames` frames of `height` x `width` pixels."""
-        frames = (num_frames - 1) // self.pipeline.vae_scale_factor_temporal + 1
+        frames = (self.num_frames - 1) // self.pipeline.vae_scale_factor_temporal + 1
         return frames, height // self.token_size, width // self.token_size
 
     @property

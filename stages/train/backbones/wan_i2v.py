@@ -18,6 +18,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModel
 
 from stages.train.backbones import wan
 from stages.train.backbones.packing import Grid, pack, unpack
+from stages.train.backbones.pictures import to_pixels
 from stages.train.roles import TextEmbeds
 
 NAME = "wan_i2v"
@@ -104,9 +105,14 @@ class Encoder(wan.Encoder):
     """The parts of an image-to-video or first/last-frame pipeline of Wan2.1 around its transformer."""
 
     def __init__(
-        self, model: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, max_length: int = TEXT_LENGTH
+        self,
+        model: str | Path,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        max_length: int = TEXT_LENGTH,
+        num_frames: int = 5,
     ) -> None:
-        super().__init__(model, device, dtype, max_length)
+        super().__init__(model, device, dtype, max_length, num_frames)
         self.image_processor = CLIPImageProcessor.from_pretrained(str(model), subfolder="image_processor")
         self.image_encoder = CLIPVisionModel.from_pretrained(
             str(model), subfolder="image_encoder", dtype=dtype, use_safetensors=True
@@ -126,12 +132,17 @@ class Encoder(wan.Encoder):
         return torch.cat(embeds, dim=1)
 
     @torch.no_grad()
-    def encode_condition(self, first: torch.Tensor, last: torch.Tensor | None, num_frames: int) -> torch.Tensor:
+    def encode_reference(self, images: Sequence[Image.Image]) -> tuple[torch.Tensor, TextEmbeds]:
+        """The condition of clips that start from the pictures `[B, N, 80]`, and what CLIP sees, `image_embeds`."""
+        return self.encode_condition(to_pixels(images)), {"image_embeds": self.encode_images(images)}
+
+    @torch.no_grad()
+    def encode_condition(self, first: torch.Tensor, last: torch.Tensor | None = None) -> torch.Tensor:
         """Mask and condition `[B, N, 80]` of clips whose first frame is known, and the last one where it is given.
 
         Pictures come in [-1, 1], `[B, 3, H, W]`; unknown frames are encoded as 0, a middle grey.
         """
-        clip = first.new_zeros(*first.shape[:2], num_frames, *first.shape[2:])
+        clip = first.new_zeros(*first.shape[:2], self.num_frames, *first.shape[2:])
         clip[:, :, 0] = first
         if last is not None:
             clip[:, :, -1] = last
@@ -139,7 +150,7 @@ class Encoder(wan.Encoder):
         return pack(torch.cat([frame_mask(latents, last is not None), latents], dim=1)).to(self.dtype)
 
     def encode_tail(
-        self, source: torch.Tensor, edited: torch.Tensor, num_frames: int, tail: Literal["clip", "tiled"] = "clip"
+        self, source: torch.Tensor, edited: torch.Tensor, tail: Literal["clip", "tiled"] = "clip"
     ) -> torch.Tensor:
         """The latent frame that a finished edit should end in, `[B, rows * columns, 64]` (Video4Edit, eq. 4).
 
@@ -149,7 +160,7 @@ class Encoder(wan.Encoder):
         """
         if tail == "tiled":
             return self.encode_pixels(edited.unsqueeze(2))
-        clip = torch.cat([source.unsqueeze(2), edited.unsqueeze(2).expand(-1, -1, num_frames - 1, -1, -1)], dim=2)
+        clip = torch.cat([source.unsqueeze(2), edited.unsqueeze(2).expand(-1, -1, self.num_frames - 1, -1, -1)], dim=2)
         tokens = self.encode_pixels(clip)
         _, rows, columns = self.grid(*source.shape[2:])
         return tokens[:, -rows * columns :]

@@ -17,6 +17,10 @@ class MethodConfig(BaseModel):
         """The falling times, from 1, at which alone the trained editor samples; None: it follows its velocity."""
         return None
 
+    def distilled_blocks(self, num_layers: int) -> tuple[int, ...]:
+        """The transformer blocks, of `num_layers`, whose hidden states the method compares with its teacher's."""
+        return ()
+
 
 class ByGConfig(MethodConfig):
     """The method's settings; the ablations of the paper's table 4 are one field each."""
@@ -117,5 +121,22 @@ class Video4EditConfig(MethodConfig):
             raise ValueError("without distillation and without tail there is nothing to learn from: leave one on")
         return self
 
+    def distilled_blocks(self, num_layers: int) -> tuple[int, ...]:
+        """Evenly spread, the last block among them, unless they are named.
 
-SETTINGS: dict[str, type[MethodConfig]] = {"byg": ByGConfig, "np_edit": NPEditConfig, "sft": SFTConfig}
+        Raises ValueError if a transformer of `num_layers` blocks hasn't got them.
+        """
+        blocks = self.blocks
+        if isinstance(blocks, int):
+            blocks = tuple((place + 1) * num_layers // blocks - 1 for place in range(blocks))
+        if blocks[0] < 0 or blocks[-1] >= num_layers:
+            raise ValueError(f"blocks {self.blocks} can't be taken from a transformer of {num_layers}")
+        return blocks
+
+
+SETTINGS: dict[str, type[MethodConfig]] = {
+    "byg": ByGConfig,
+    "np_edit": NPEditConfig,
+    "sft": SFTConfig,
+    "video4edit": Video4EditConfig,
+}

@@ -21,19 +21,6 @@ TEXTS = ("instruction", "evolution_caption")
 LABELS = ()
 
 
-def distilled_blocks(config: Video4EditConfig, num_layers: int) -> tuple[int, ...]:
-    """The indices of the blocks that are distilled: evenly spread, the last among them, unless they are named.
-
-    Raises ValueError if a transformer of `num_layers` blocks hasn't got them.
-    """
-    blocks = config.blocks
-    if isinstance(blocks, int):
-        blocks = tuple((place + 1) * num_layers // blocks - 1 for place in range(blocks))
-    if blocks[0] < 0 or blocks[-1] >= num_layers:
-        raise ValueError(f"blocks {config.blocks} can't be taken from a transformer of {num_layers}")
-    return blocks
-
-
 @torch.no_grad()
 def rollout(
     teacher: Velocity,

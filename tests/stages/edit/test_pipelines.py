@@ -13,12 +13,14 @@ from cluster.config import identity
 from cluster.errors import UserError
 from stages.edit.editors import Item
 from stages.edit.pipelines import PipelineSettings, load_pipeline
-from stages.edit.sampler import item_generator
-from stages.edit.stage import EditConfig, EditShard, Task, edit_images, edit_sources
+from stages.edit.settings import EditConfig, edit_sources
+from stages.edit.shard import EditShard, Task
+from stages.edit.stage import edit_images
 from stages.evaluate.stage import EvaluateConfig, evaluate_edits
 from stages.report.stage import ReportConfig, write_report
 from stages.starter import world
 from stages.starter.stages import BenchmarkConfig, make_benchmark, sample_edits
+from stages.train.flow import item_generator
 from tests.artifacts import committed
 from tests.stages.ingest.context import make_context
 from tests.tiny_editors import save_kontext, save_qwen_image_edit, save_wan_vace

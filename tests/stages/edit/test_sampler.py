@@ -6,8 +6,9 @@ from PIL import Image
 from cluster.errors import UserError
 from cluster.folder import Folder
 from stages.edit.editors import Copy, FewStepEditor, FlowEdit, InstructionEditor, Item, Regenerate, SDEdit
-from stages.edit.sampler import ADAPTER_FILE, Sampler, item_generator
+from stages.edit.sampler import ADAPTER_FILE, Sampler
 from stages.starter import world
+from stages.train import flow
 from stages.train.adapters import Adapters
 from stages.train.backbones.backbone import backbone_of
 from stages.train.backbones.image_encoder import scheduler_shift
@@ -41,7 +42,7 @@ def items():
 
 
 def item_noise(item_id, seed, *shape):
-    return torch.randn(shape, generator=item_generator(item_id, seed))
+    return torch.randn(shape, generator=flow.item_generator(item_id, seed))
 
 
 def texts_of(edit):
@@ -145,7 +146,7 @@ def test_flow_edit_is_the_papers_algorithm(sampler, items):
     guidance_scales, num_steps, n_max, n_min, n_avg = (1.5, 5.5), 4, 3, 1, 2
     encoder, item = sampler.encoder, items[0]
     x_src = sampler.tokens([item.image])
-    generator = item_generator(item.item_id, 0)
+    generator = flow.item_generator(item.item_id, 0)
     positions = torch.tensor([[0.0, row, column] for row in range(4) for column in range(4)])
 
     def v(z, t, caption, guidance_scale):

@@ -11,7 +11,8 @@ from cluster.config import identity
 from cluster.errors import UserError
 from cluster.folder import Folder
 from stages.edit.editors import ADAPTER_STAGES
-from stages.edit.stage import EditConfig, edit_images, edit_sources
+from stages.edit.settings import EditConfig, edit_sources
+from stages.edit.stage import edit_images
 from stages.edit.strength import SCORES_SCHEMA, chosen_strengths, compare_strengths, score_edit
 from stages.starter import world
 from stages.starter.stages import (

@@ -10,12 +10,14 @@ import torch.distributed as dist
 from cluster.folder import Folder
 from stages.train.checkpoint import Checkpoints
 from stages.train.data import EncodedData
-from stages.train.engine import METHODS, Trainer
+from stages.train.engine import METHODS
 from stages.train.settings import TrainConfig
-from stages.train.stage import identity_of, load_judge
+from stages.train.stage import identity_of, new_trainer
 
 
-def main(rank: int, world_size: int, port: int, config: TrainConfig, encoded: Path, out: Path, resume: bool) -> None:
+def main(
+    rank: int, world_size: int, port: int, config: TrainConfig, encoded: Path, out: Path, resume: bool, stop: int | None
+) -> None:
     os.environ |= {
         "RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
@@ -25,12 +27,12 @@ def main(rank: int, world_size: int, port: int, config: TrainConfig, encoded: Pa
     method = METHODS[config.method]
     data = EncodedData.load(encoded, method.LATENTS, method.TEXTS, method.LABELS)
     device = torch.device("cpu")
-    trainer = Trainer(config, data, device, load_judge(config, data.grid, device))
+    trainer = new_trainer(config, data, device)
     checkpoints = Checkpoints(Folder(out), identity_of(config))
     if resume:
         step, tensors, history = checkpoints.load()
         trainer.load_state(tensors, step, history)
-    while trainer.step < config.num_steps:
+    while trainer.step < (stop or config.num_steps):
         trainer.train_step()
     held = sum(parameter.data.numel() for parameter in trainer.transformer.parameters())
     if config.sharding == "zero3":
@@ -38,8 +40,10 @@ def main(rank: int, world_size: int, port: int, config: TrainConfig, encoded: Pa
         whole = sum(parameter.ds_numel for parameter in trainer.transformer.parameters())
     else:
         whole = held
+    state = trainer.state_tensors()
+    trainer.export(Folder(out))
     if trainer.rank == 0:
-        checkpoints.save(trainer.step, trainer.state_tensors(), trainer.history)
+        checkpoints.save(trainer.step, state, trainer.history)
         (out / "facts.json").write_text(json.dumps({"held": held, "whole": whole}))
     dist.barrier()
     dist.destroy_process_group()

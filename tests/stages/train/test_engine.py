@@ -16,7 +16,7 @@ from stages.train.checkpoint import Checkpoints
 from stages.train.data import EncodedData
 from stages.train.engine import Trainer, TrainingDiverged, means
 from stages.train.settings import TrainByGConfig, TrainConfig
-from stages.train.stage import identity_of, load_judge
+from stages.train.stage import identity_of, new_trainer
 from tests.stages.train import rank
 
 CPU = torch.device("cpu")
@@ -28,21 +28,23 @@ PROCESSES.set_forkserver_preload(
 
 
 def trained(config: TrainConfig, data: EncodedData, num_steps: int) -> Trainer:
-    trainer = Trainer(config, data, CPU, load_judge(config, data.grid, CPU))
+    trainer = new_trainer(config, data, CPU)
     for _ in range(num_steps):
         trainer.train_step()
     return trainer
 
 
-def ranks(config: TrainByGConfig, encoded: Path, out: Path, num_ranks: int, resume: bool = False) -> dict:
-    """Trains in processes of their own, to `num_steps`, from `out`'s checkpoint if told so; leaves one there.
+def ranks(
+    config: TrainByGConfig, encoded: Path, out: Path, num_ranks: int, resume: bool = False, stop: int | None = None
+) -> dict:
+    """Trains in processes of their own, to `stop` or `num_steps`, from `out`'s checkpoint if told so; leaves one there.
 
     Returns how many of the base's numbers rank 0 held after the last step, and how many there are.
     """
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     processes = [
-        PROCESSES.Process(target=rank.main, args=(index, num_ranks, port, config, encoded, out, resume))
+        PROCESSES.Process(target=rank.main, args=(index, num_ranks, port, config, encoded, out, resume, stop))
         for index in range(num_ranks)
     ]
     for process in processes:
@@ -210,7 +212,7 @@ def test_two_trained_adapters_go_on_to_the_bit(np_edit_config, labelled_data, tm
 
 
 def test_a_turn_moves_its_own_adapter_alone(np_edit_config, labelled_data):
-    trainer = Trainer(np_edit_config, labelled_data, CPU, load_judge(np_edit_config, labelled_data.grid, CPU))
+    trainer = new_trainer(np_edit_config, labelled_data, CPU)
     names = list(trainer.trained)
     for mover in ("student", "student", "auxiliary", "student"):
         before = {name: trainer.trained[name].flat.detach().clone() for name in names}

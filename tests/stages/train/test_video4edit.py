@@ -184,13 +184,13 @@ def test_half_the_rows_give_half_of_the_gradient():
 
 
 def test_blocks_are_spread_evenly_or_named():
-    assert video4edit.distilled_blocks(Video4EditConfig(), 40) == (9, 19, 29, 39)
-    assert video4edit.distilled_blocks(Video4EditConfig(blocks=3), 40) == (12, 25, 39)
-    assert video4edit.distilled_blocks(Video4EditConfig(blocks=2), 2) == (0, 1)
-    assert video4edit.distilled_blocks(Video4EditConfig(blocks=(0, 7)), 8) == (0, 7)
+    assert Video4EditConfig().distilled_blocks(40) == (9, 19, 29, 39)
+    assert Video4EditConfig(blocks=3).distilled_blocks(40) == (12, 25, 39)
+    assert Video4EditConfig(blocks=2).distilled_blocks(2) == (0, 1)
+    assert Video4EditConfig(blocks=(0, 7)).distilled_blocks(8) == (0, 7)
     for blocks, num_layers in ((3, 2), ((0, 8), 8)):
         with pytest.raises(ValueError, match="can't be taken"):
-            video4edit.distilled_blocks(Video4EditConfig(blocks=blocks), num_layers)
+            Video4EditConfig(blocks=blocks).distilled_blocks(num_layers)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_the_teachers_rollout_is_the_pipelines(tiny_wans, pictures):
         negative_prompt_embeds=negative["prompt_embeds"],
     ).frames  # fmt: skip
     embeds = {"image_embeds": encoder.encode_images(pictures[:1], pictures[1:])}
-    condition = encoder.encode_condition(to_pixels(pictures[:1]), to_pixels(pictures[1:]), 5)
+    condition = encoder.encode_condition(to_pixels(pictures[:1]), to_pixels(pictures[1:]))
 
     def teacher(x_t, t, text, reference):
         return wan_i2v.velocity(pipeline.transformer, x_t, t, text, reference, grid)
@@ -240,20 +240,20 @@ def test_the_teachers_rollout_is_the_pipelines(tiny_wans, pictures):
 @pytest.mark.parametrize("part", ["both", "distillation", "tail"])
 def test_a_student_learns_from_a_teacher(tiny_wans, pictures, part):
     """Real tiny networks, trained whole in a bare loop, on a clip that the teacher sampled itself."""
-    encoder, grid, num_frames = wan_i2v.Encoder(tiny_wans["flf2v"]), (2, 2, 2), 5
+    encoder, grid = wan_i2v.Encoder(tiny_wans["flf2v"]), (2, 2, 2)
     source, edited = to_pixels(pictures[:1]), to_pixels(pictures[1:])
     texts = {"instruction": encoder.encode_text(["red"]), "evolution_caption": encoder.encode_text(["red circle"])}
     latents = {
-        "source_condition": encoder.encode_condition(source, None, num_frames),
-        "pair_condition": encoder.encode_condition(source, edited, num_frames),
+        "source_condition": encoder.encode_condition(source),
+        "pair_condition": encoder.encode_condition(source, edited),
         "source_image_embeds": encoder.encode_images(pictures[:1]),
         "pair_image_embeds": encoder.encode_images(pictures[:1], pictures[1:]),
-        "tail": encoder.encode_tail(source, edited, num_frames),
+        "tail": encoder.encode_tail(source, edited),
     }
     whole = Video4EditConfig(blocks=2, lambda_tail=5.0)
     config = whole.model_copy(update={} if part == "both" else {"distillation": part != "tail", "tail": part == "tail"})
     student, teacher = new_transformer("i2v", seed=5).requires_grad_(), new_transformer("flf2v")
-    blocks = video4edit.distilled_blocks(whole, len(teacher.blocks))
+    blocks = whole.distilled_blocks(len(teacher.blocks))
 
     def shown_by(transformer):
         return lambda x_t, t, text, reference: wan_i2v.velocity_and_hidden_states(

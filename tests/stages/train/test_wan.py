@@ -229,7 +229,7 @@ def test_texts_are_encoded_to_their_end_alone(pipeline, tiny_wans):
 def test_clips_are_encoded_normalised_and_decoded_as_the_pipeline_does(pipeline, encoder):
     clips = torch.rand(2, 3, NUM_FRAMES, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0)) * 2 - 1
     tokens = encoder.encode_pixels(clips)
-    assert tokens.shape == SHAPE and encoder.grid(HEIGHT, WIDTH, NUM_FRAMES) == GRID
+    assert tokens.shape == SHAPE and encoder.grid(HEIGHT, WIDTH) == GRID
     assert (encoder.token_size, encoder.token_channels, encoder.shift(NUM_TOKENS)) == (8, 64, 3.0)
     vae = pipeline.vae
     with torch.no_grad():

@@ -48,7 +48,7 @@ def known(kind, pictures) -> tuple[list[Image.Image], list[Image.Image] | None]:
 @pytest.fixture(scope="module")
 def condition(encoder, known) -> torch.Tensor:
     first, last = known
-    return encoder.encode_condition(to_pixels(first), last and to_pixels(last), NUM_FRAMES)
+    return encoder.encode_condition(to_pixels(first), last and to_pixels(last))
 
 
 @pytest.fixture(scope="module")
@@ -132,13 +132,13 @@ def test_tiling_a_picture_gives_its_own_latent_and_not_a_clips_end(encoder, pict
         four_times = vae.encode(edited.unsqueeze(2).expand(-1, -1, 4, -1, -1)).latent_dist.mode()
         once = vae.encode(edited.unsqueeze(2)).latent_dist.mode()
     assert four_times.shape[2] == 1 and torch.equal(four_times, once)
-    tiled = encoder.encode_tail(source, edited, NUM_FRAMES, "tiled")
+    tiled = encoder.encode_tail(source, edited, "tiled")
     assert torch.equal(tiled, encoder.encode_pixels(edited.unsqueeze(2)))
 
-    tail = encoder.encode_tail(source, edited, NUM_FRAMES)
+    tail = encoder.encode_tail(source, edited)
     frames = [source] + [edited] * (NUM_FRAMES - 1)
     assert torch.equal(tail, encoder.encode_pixels(torch.stack(frames, dim=2))[:, -8:])
     assert (tail - tiled).abs().mean() > 0.1 * tiled.abs().mean()
     # it knows what came before: from another source the clip ends in another latent
-    other = encoder.encode_tail(edited.flip(0), edited, NUM_FRAMES)
+    other = encoder.encode_tail(edited.flip(0), edited)
     assert (tail - other).abs().max() > 1e-4

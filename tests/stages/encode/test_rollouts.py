@@ -1,0 +1,128 @@
+"""Rollouts: the teacher's clips are those of diffusers' pipeline, however the work is cut."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline
+from PIL import Image
+from pydantic import ValidationError
+
+from cluster.config import identity
+from cluster.errors import UserError
+from cluster.folder import Folder
+from stages.encode.rollouts import RolloutConfig, roll_out
+from stages.starter.stages import PairsConfig, make_pairs
+from stages.train import flow
+from stages.train.backbones.packing import pack, unpack
+from stages.train.data import EncodedData
+from stages.train.methods import video4edit
+from tests.artifacts import committed
+from tests.stages.ingest.context import make_context
+from tests.tiny_wan import tiny_wans  # noqa: F401
+
+GRID = (2, 4, 4)
+NUM_STEPS = 3
+
+
+class EvenSteps(FlowMatchEulerDiscreteScheduler):
+    """Even steps from 1 to 0 before the shift, where the library's end a thousandth before 0."""
+
+    def set_timesteps(self, num_inference_steps, device=None):
+        super().set_timesteps(sigmas=np.linspace(1, 1 / num_inference_steps, num_inference_steps), device=device)
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    context = make_context(tmp_path, "pairs")
+    make_pairs({}, PairsConfig(num_pairs=4), context)
+    return {"pairs": committed(context.out, "pairs")}
+
+
+@pytest.fixture
+def run(pairs, tiny_wans, tmp_path, monkeypatch):  # noqa: F811
+    """Runs the stage, its shards in this process; returns what it made."""
+
+    def call(name, given=pairs, **settings):
+        context = make_context(tmp_path, name)
+
+        def in_process(shards, work, **options):
+            for shard in shards:
+                work(shard)
+
+        monkeypatch.setattr("stages.encode.stage.run_shards", in_process)
+        settings = {"model": str(tiny_wans["flf2v"]), "num_inference_steps": NUM_STEPS} | settings
+        roll_out(given, RolloutConfig(**settings), context)
+        return context
+
+    return call
+
+
+def loaded(context) -> EncodedData:
+    return EncodedData.load(context.out.local(), video4edit.LATENTS, video4edit.TEXTS)
+
+
+def test_a_rollout_is_the_pipelines_clip_between_the_two_pictures(run, pairs, tiny_wans):  # noqa: F811
+    context = run("rollout", guidance_scale=3.0, negative_prompt="gray")
+    data = loaded(context)
+    batch = data.batch(range(4))
+    assert context.rows == 4 and batch.grid == GRID
+    pipeline = WanImageToVideoPipeline.from_pretrained(tiny_wans["flf2v"])
+    pipeline.scheduler = EvenSteps.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    rows = pairs["pairs"].folder.read_table("pairs.parquet").to_pylist()
+    for index in (0, 3):
+        first, last = (Image.open(io.BytesIO(rows[index][f"{name}_image"])) for name in ("source", "target"))
+        noise = torch.randn(1, 32, 64, generator=flow.item_generator(rows[index]["pair_id"], 0))
+        embeds = [
+            pipeline.encode_prompt(text, do_classifier_free_guidance=False, max_sequence_length=512)[0]
+            for text in (rows[index]["evolution_caption"], "gray")
+        ]
+        theirs = pipeline(
+            image=first, last_image=last, height=32, width=32, num_frames=5, num_inference_steps=NUM_STEPS,
+            guidance_scale=3.0, latents=unpack(noise, GRID), output_type="latent",
+            prompt_embeds=embeds[0], negative_prompt_embeds=embeds[1],
+        ).frames  # fmt: skip
+        assert (batch.latents["rollout"][index] - pack(theirs)[0]).abs().max() < 2e-5
+
+
+def test_all_that_the_method_reads_is_there_in_its_own_shape(run):
+    batch = loaded(run("rollout")).batch([1, 2])
+    shapes = {name: tuple(array.shape) for name, array in batch.latents.items()}
+    assert shapes == {
+        "rollout": (2, 32, 64), "tail": (2, 16, 64), "source_condition": (2, 32, 80), "pair_condition": (2, 32, 80),
+        "source_image_embeds": (2, 257, 32), "pair_image_embeds": (2, 514, 32),
+    }  # fmt: skip
+    assert torch.equal(batch.latents["pair_image_embeds"][:, :257], batch.latents["source_image_embeds"])
+    assert batch.texts["instruction"]["prompt_embeds"].shape == (2, 512, 32)
+    texts = [batch.texts[name]["prompt_embeds"] for name in video4edit.TEXTS]
+    assert not torch.equal(*texts)
+
+
+def test_shards_and_batches_change_nothing_but_rounding(run):
+    whole, cut = loaded(run("whole")), loaded(run("cut", shard_size=3, batch_size=1))
+    assert whole.ids == cut.ids
+    for name, array in whole.batch(range(4)).latents.items():
+        assert torch.allclose(array, cut.batch(range(4)).latents[name], atol=2e-5), name
+    assert identity(RolloutConfig(batch_size=3)) == identity(RolloutConfig())
+    assert identity(RolloutConfig(seed=3)) != identity(RolloutConfig())
+
+
+def test_the_teacher_can_be_told_the_instruction_alone(run):
+    told, plain = (loaded(run(str(value), evolution_captions=value)).batch([0]) for value in (True, False))
+    assert not torch.equal(told.latents["rollout"], plain.latents["rollout"])
+    assert torch.equal(told.latents["tail"], plain.latents["tail"])
+
+
+def test_what_cannot_be_rolled_out_is_refused(run, pairs, tiny_wans, tiny_flux, tmp_path):  # noqa: F811
+    table = pairs["pairs"].folder.read_table("pairs.parquet").drop_columns(["evolution_caption"])
+    Folder(tmp_path / "mute").write_table("pairs.parquet", table)
+    with pytest.raises(UserError, match="no table with the columns .*evolution_caption"):
+        run("mute", {"pairs": committed(Folder(tmp_path / "mute"), "pairs")})
+    with pytest.raises(UserError, match="no clips"):
+        run("flux", model=str(tiny_flux))
+    with pytest.raises(UserError, match="clip of 6 frames"):
+        run("six", num_frames=6)
+    with pytest.raises(ValidationError, match="live"):
+        RolloutConfig(live=True)
