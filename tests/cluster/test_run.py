@@ -190,6 +190,8 @@ class Driver:
         self.process = subprocess.Popen(
             [sys.executable, SCRIPT, "--profile", str(profile), "--root", root.url, *arguments],
             cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            # who runs the tests in the background of a script hands down that Ctrl-C is ignored
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     def end(self, seconds: float = 300) -> tuple[int, str]:
