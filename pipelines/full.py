@@ -36,6 +36,7 @@ from stages.starter.stages import (
 )
 from stages.train.stage import (
     TrainByGConfig,
+    TrainFlowGRPOConfig,
     TrainNPEditConfig,
     TrainSFTConfig,
     TrainVideo4EditConfig,
@@ -47,7 +48,7 @@ from stages.train.stage import (
 COORDINATE = Resources(cpus=0)
 VLLM = Resources(cpus=0, label="vllm")
 TRAIN = Resources(cpus=0, label="train")
-UNPAIRED = ("train_byg", "train_np_edit")  # they learn from pictures and what the captions stage says of them
+UNPAIRED = ("train_byg", "train_np_edit", "train_flow_grpo")  # they learn from the captions of plain pictures
 TRAININGS = (*UNPAIRED, "train_video4edit", "train_sft")
 EDIT_NEEDS = ("benchmark", "validation", *TRAININGS)
 REPORT_NEEDS = ("evaluate", "edit", "benchmark", *TRAININGS, "caption", "ingest")
@@ -73,6 +74,7 @@ STAGES = (
     # the editors, and the bound that true pairs would give; each only if edit.methods has it
     Stage("train_byg", "1", train, TrainByGConfig, ("encode", "validation"), TRAIN, train_sources),
     Stage("train_np_edit", "1", train, TrainNPEditConfig, ("encode", "validation"), TRAIN, train_sources),
+    Stage("train_flow_grpo", "1", train, TrainFlowGRPOConfig, ("encode", "validation"), TRAIN, train_sources),
     Stage("pairs", "2", make_pairs, PairsConfig),
     Stage("encode_pairs", "1", encode_pairs, EncodeConfig, ("pairs",), COORDINATE, encode_sources),
     Stage("train_sft", "1", train, TrainSFTConfig, ("encode_pairs", "validation"), TRAIN, train_sources),

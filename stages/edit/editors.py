@@ -14,12 +14,23 @@ if TYPE_CHECKING:
     from stages.edit.sampler import Sampler
 
 Method = Literal[
-    "byg", "np_edit", "video4edit", "untrained", "copy", "regenerate", "sdedit", "flowedit", "zero_shot_i2v", "sft"
+    "byg",
+    "np_edit",
+    "video4edit",
+    "flow_grpo",
+    "untrained",
+    "copy",
+    "regenerate",
+    "sdedit",
+    "flowedit",
+    "zero_shot_i2v",
+    "sft",
 ]
 VIDEO_METHODS = ("video4edit", "zero_shot_i2v")  # they make a clip with a model of their own, and keep its last frame
 ADAPTER_STAGES = {
     "byg": "train_byg",
     "np_edit": "train_np_edit",
+    "flow_grpo": "train_flow_grpo",
     "sft": "train_sft",
     "video4edit": "train_video4edit",
 }  # trained methods, and the stages that train them

@@ -20,6 +20,7 @@ METHODS = {
     "byg": Method("ByG", "trained without edit pairs", "ours"),
     "np_edit": Method("NP-Edit", "trained without edit pairs", "ours"),
     "video4edit": Method("Video4Edit", "a clip's last frame, trained on few pairs", "bound"),
+    "flow_grpo": Method("Flow-GRPO", "rewarded by the judge", "base"),
     "sft": Method("Supervised", "trained on true pairs", "bound"),
     "flowedit": Method("FlowEdit", "no training, both true captions", "base"),
     "sdedit": Method("SDEdit", "redrawn, true target caption", "base"),

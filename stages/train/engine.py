@@ -23,7 +23,7 @@ from stages.train.backbones.backbone import HIDDEN_STATES, backbone_of
 from stages.train.data import BatchOrder, EncodedData
 from stages.train.export import read_lora, save_lora
 from stages.train.live import LiveData
-from stages.train.methods import byg, np_edit, sft, video4edit
+from stages.train.methods import byg, flow_grpo, np_edit, sft, video4edit
 from stages.train.roles import Batch, Draws, Judge, Roles, TextEmbeds, VelocityAndHiddenStates
 from stages.train.settings import TrainConfig
 from stages.train.sharding import load_root
@@ -31,7 +31,13 @@ from stages.train.sharding import load_root
 EXPORTED = "adapter"
 """The folder of a training's artifact that holds what it trained."""
 
-METHODS: dict[str, ModuleType] = {"byg": byg, "np_edit": np_edit, "sft": sft, "video4edit": video4edit}
+METHODS: dict[str, ModuleType] = {
+    "byg": byg,
+    "flow_grpo": flow_grpo,
+    "np_edit": np_edit,
+    "sft": sft,
+    "video4edit": video4edit,
+}
 
 
 class TrainingDiverged(UserError):

@@ -66,6 +66,10 @@ class Draws:
         """One coin for the whole step: every rank sees the same side."""
         return bool(torch.rand((), generator=self.generator) < probability)
 
+    def subset(self, num: int, size: int) -> list[int]:
+        """`size` of `num` different numbers for the whole step, rising, the same on every rank."""
+        return sorted(torch.randperm(num, generator=self.generator)[:size].tolist())
+
     def choice(self, num: int) -> int:
         """One of `num` for the whole step, the same on every rank."""
         return int(torch.randint(num, (), generator=self.generator))

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from cluster.config import StageConfig, runtime
 from stages.train.backbones.models import Device, Dtype
-from stages.train.methods.settings import ByGConfig, NPEditConfig, SFTConfig, Video4EditConfig
+from stages.train.methods.settings import ByGConfig, FlowGRPOConfig, NPEditConfig, SFTConfig, Video4EditConfig
 from stages.train.vlm.questions import QuestionTemplates
 
 
@@ -113,12 +113,28 @@ class TrainVideo4EditConfig(FullTuningConfig):
     ema_decay: float = Field(0.9999, ge=0, lt=1)
 
 
-class TrainNPEditConfig(TrainConfig):
+class JudgedConfig(TrainConfig):
+    """Of methods that ask a vision-language model."""
+
+    vlm: str = Field("stages/starter/models/qwen3vl", description="the judge: a Qwen-VL's or LLaVA-OneVision's folder")
+    vlm_dtype: Dtype = "float32"
+    questions: QuestionTemplates = QuestionTemplates()
+
+
+class TrainFlowGRPOConfig(JudgedConfig):
+    """Flow-GRPO, on the rows of `encode`, of which each step draws `flow_grpo.group_size` edits."""
+
+    method: Literal["flow_grpo"] = "flow_grpo"
+    flow_grpo: FlowGRPOConfig = FlowGRPOConfig()
+    rank: int = Field(32, ge=1)
+    alpha: float | None = Field(64.0, gt=0, description="the LoRA's weight is alpha / rank; unset: alpha = rank")
+    learning_rate: float = Field(1e-4, gt=0)
+    num_steps: int = Field(5000, ge=1)
+
+
+class TrainNPEditConfig(JudgedConfig):
     """NP-Edit, on the rows of `encode`; a step is one update, of the student or of the auxiliary model."""
 
     method: Literal["np_edit"] = "np_edit"
     np_edit: NPEditConfig = NPEditConfig()
-    vlm: str = Field("stages/starter/models/qwen3vl", description="the judge: a Qwen-VL's or LLaVA-OneVision's folder")
-    vlm_dtype: Dtype = "float32"
-    questions: QuestionTemplates = QuestionTemplates()
     ema_decay: float = Field(0.0, ge=0, lt=1, description="of the average that is exported; 0: the student itself")

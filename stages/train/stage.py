@@ -15,8 +15,10 @@ from cluster.errors import UserError
 from cluster.folder import Folder
 from stages.train.backbones.models import model_sources, resolved_model
 from stages.train.settings import (
+    JudgedConfig,
     TrainByGConfig,
     TrainConfig,
+    TrainFlowGRPOConfig,
     TrainNPEditConfig,
     TrainSFTConfig,
     TrainVideo4EditConfig,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "TrainByGConfig",
     "TrainConfig",
+    "TrainFlowGRPOConfig",
     "TrainNPEditConfig",
     "TrainSFTConfig",
     "TrainVideo4EditConfig",
@@ -185,7 +188,7 @@ def new_trainer(config: TrainConfig, data: Any, device: torch.device) -> Trainer
 
 def load_judge(config: TrainConfig, grid: tuple[int, ...], device: torch.device) -> Any:
     """The judge of a method that asks one, for pictures of `grid` tokens; else None."""
-    if not isinstance(config, TrainNPEditConfig) or not config.np_edit.vlm:
+    if not isinstance(config, JudgedConfig) or not getattr(getattr(config, config.method), "vlm", True):
         return None
     from stages.train.vlm.judge import EditJudge
 

@@ -90,6 +90,17 @@ class NPEditConfig(MethodConfig):
         return (1.0, *sorted({time for time in self.times if time < 1}, reverse=True))
 
 
+class FlowGRPOConfig(MethodConfig):
+    """Flow-GRPO's settings, as NP-Edit's baseline has them (appendix F)."""
+
+    group_size: int = Field(16, ge=2, description="edits of each row, which are compared with each other")
+    num_rollout_steps: int = Field(12, ge=2)
+    num_trained_steps: int = Field(11, ge=1, description="of the rollout's steps, drawn anew each time")
+    noise_level: float = Field(0.7, gt=0, description="of the stochastic sampling, a in the paper")
+    shift: float = Field(1.0, gt=0, description="shift of the times towards noise")
+    identity_question: bool = Field(True, description="ask also whether the rest is the same")
+
+
 class Video4EditConfig(MethodConfig):
     """Video4Edit's settings; the ablations of the paper's table 6 are one field each.
 
@@ -136,6 +147,7 @@ class Video4EditConfig(MethodConfig):
 
 SETTINGS: dict[str, type[MethodConfig]] = {
     "byg": ByGConfig,
+    "flow_grpo": FlowGRPOConfig,
     "np_edit": NPEditConfig,
     "sft": SFTConfig,
     "video4edit": Video4EditConfig,

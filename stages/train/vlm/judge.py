@@ -10,7 +10,7 @@ import torch
 from stages.train.backbones.backbone import BackboneEncoder, loading
 from stages.train.backbones.models import resolved_model
 from stages.train.roles import Batch
-from stages.train.settings import TrainNPEditConfig
+from stages.train.settings import JudgedConfig
 from stages.train.vlm.questions import Question, QuestionTemplates, local_questions
 from stages.train.vlm.verifier import Verifier, load_verifier
 
@@ -27,17 +27,16 @@ class EditJudge:
     vocabulary: bool = False
 
     @classmethod
-    def load(cls, config: TrainNPEditConfig, grid: tuple[int, ...], device: str) -> EditJudge:
+    def load(cls, config: JudgedConfig, grid: tuple[int, ...], device: str) -> EditJudge:
         """Loads autoencoder and vision-language model. Raises UserError for a folder that holds none."""
-        dtype = getattr(torch, config.dtype)
-        with loading(config.model, "train_np_edit.model") as backbone:
+        dtype, settings = getattr(torch, config.dtype), getattr(config, config.method)
+        with loading(config.model, f"train_{config.method}.model") as backbone:
             encoder = backbone.Encoder(resolved_model(config.model), device, dtype)
         verifier = load_verifier(resolved_model(config.vlm), device, getattr(torch, config.vlm_dtype))
         rows, columns = grid
         size = rows * encoder.token_size, columns * encoder.token_size
-        return cls(
-            encoder, verifier, config.questions, size, config.np_edit.identity_question, config.np_edit.vocabulary
-        )
+        vocabulary = getattr(settings, "vocabulary", False)
+        return cls(encoder, verifier, config.questions, size, settings.identity_question, vocabulary)
 
     def __call__(self, edited: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Each row's loss summed over its questions (eq. 4) and its share of right answers, both `[B]`.
