@@ -11,6 +11,8 @@ from PIL import Image
 from cluster.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from stages.edit.sampler import Sampler
 
 Method = Literal[
@@ -69,6 +71,10 @@ class InstructionEditor:
     adapter: str | None = None
 
     def edit(self, items: Sequence[Item]) -> list[Image.Image]:
+        return self.sampler.pictures(*self._sampled(items))
+
+    def _sampled(self, items: Sequence[Item]) -> tuple[torch.Tensor, int, int]:
+        """The edits' tokens, and the pictures' height and width."""
         height, width, noise = _start(self.sampler, items, self.seed)
         tokens = self.sampler.sample(
             [item.instruction for item in items],
@@ -78,32 +84,19 @@ class InstructionEditor:
             **self.sampler.reference([item.image for item in items]),
             adapter=self.adapter,
         )
-        return self.sampler.pictures(tokens, height, width)
+        return tokens, height, width
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipEditor:
+class ClipEditor(InstructionEditor):
     """Asks an image-to-video model for the clip that starts from the source: its last frame is the edit."""
-
-    sampler: Sampler
-    seed: int
-    adapter: str | None = None
 
     def edit(self, items: Sequence[Item]) -> list[Image.Image]:
         return [clip[-1] for clip in self.clips(items)]
 
     def clips(self, items: Sequence[Item]) -> list[list[Image.Image]]:
         """All frames of each item's clip."""
-        height, width, noise = _start(self.sampler, items, self.seed)
-        tokens = self.sampler.sample(
-            [item.instruction for item in items],
-            noise,
-            height,
-            width,
-            **self.sampler.reference([item.image for item in items]),
-            adapter=self.adapter,
-        )
-        return self.sampler.clips(tokens, height, width)
+        return self.sampler.clips(*self._sampled(items))
 
 
 @dataclasses.dataclass(frozen=True)

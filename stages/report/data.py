@@ -185,7 +185,7 @@ def _gallery(
             rows = table.filter(pa.array([item_id in chosen for item_id in columns])).to_pylist()
             for row in rows:
                 if "method" in row:
-                    images[row["item_id"], row["method"]] = row["image"]
+                    images[row["item_id"], row["method"]] = row.get("clip") or row["image"]
                 elif "instruction" in row:
                     items[row["item_id"]] = row
     by_item: dict[str, dict[str, dict[str, Any]]] = collections.defaultdict(dict)

@@ -14,17 +14,20 @@ from stages.report.data import GalleryItem, ReportData
 from stages.report.results import ordered_methods, star_method
 
 NUM_EXAMPLES = 3
+MAX_FRAMES = 24  # of a clip
 MAX_SIDE = 384  # larger pictures are reduced for the page
 MAX_PIXELS = 50_000_000
 PIXEL_ART_SIDE = 128  # pictures up to this size are enlarged without smoothing
 
 
 def picture(data: bytes | None, alt: str) -> str:
-    """An image element with its PNG inline, or a box that says that there is none."""
+    """An image element with its PNG inline, or a clip's animated WebP, or a box that says that there is none."""
     try:
         with Image.open(io.BytesIO(data or b""), formats=("PNG", "JPEG", "WEBP")) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError("too large to show")
+            if getattr(image, "n_frames", 1) > 1:
+                return _clip(image, alt)
             image = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return '<div class="missing">no image</div>'
@@ -36,6 +39,28 @@ def picture(data: bytes | None, alt: str) -> str:
     return (
         f'<img{css_class} src="data:image/png;base64,{encoded}" width="{image.width}" '
         f'height="{image.height}" alt="{escape(alt)}">'
+    )
+
+
+def _clip(image: Image.Image, alt: str) -> str:
+    """A clip that plays again and again and rests at its end, at most MAX_FRAMES evenly chosen of its frames."""
+    num_frames = min(image.n_frames, MAX_FRAMES)
+    frames = []
+    for place in range(num_frames):
+        image.seek(round(place * (image.n_frames - 1) / (num_frames - 1)))
+        frames.append(image.convert("RGB"))
+        frames[-1].thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    is_pixel_art = max(image.size) <= PIXEL_ART_SIDE
+    buffer = io.BytesIO()
+    durations = [1000 // num_frames] * (num_frames - 1) + [1500]
+    frames[0].save(
+        buffer, "WEBP", save_all=True, append_images=frames[1:], duration=durations, loop=0, lossless=is_pixel_art
+    )
+    encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
+    css_class, (width, height) = ' class="pixels"' if is_pixel_art else "", frames[0].size
+    return (
+        f'<img{css_class} src="data:image/webp;base64,{encoded}" width="{width}" height="{height}" '
+        f'alt="{escape(alt)}, as a clip">'
     )
 
 

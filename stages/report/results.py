@@ -40,8 +40,9 @@ def ordered_methods(data: ReportData, *, by_value: bool = True) -> list[str]:
 
 
 def star_method(data: ReportData) -> str | None:
-    """The method that the page is about: the first that was trained here without pairs, else the best one."""
-    ours = [name for name in ordered_methods(data, by_value=False) if words.method(name).role == "ours"]
+    """The method that the page is about: the first that was trained here with no pairs or few, else the best one."""
+    methods = ordered_methods(data, by_value=False)
+    ours = [name for role in ("ours", "few") for name in methods if words.method(name).role == role]
     return next(iter(ours or ordered_methods(data)), None)
 
 
@@ -74,6 +75,11 @@ def lead(data: ReportData) -> str:
         sentences.append(
             f"{escape(words.method(star).label)} learned from plain images and from instructions that a "
             "vision-language model wrote about them."
+        )
+    elif words.method(star).role == "few":
+        sentences.append(
+            f"{escape(words.method(star).label)} learned from a few true pairs and a video model that knows how "
+            "things change."
         )
     if baseline := _best(data, "base", star):
         difference = _difference(data, star, baseline, metric)

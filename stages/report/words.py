@@ -7,8 +7,8 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """`role`: ours (trained here without pairs), bound (knows the true pairs), base (learns nothing from the
-    data).
+    """`role`: ours (trained here without pairs), few (from a few pairs), bound (knows the true pairs), base (learns
+    nothing from the data), other.
     """
 
     label: str
@@ -19,8 +19,8 @@ class Method:
 METHODS = {
     "byg": Method("ByG", "trained without edit pairs", "ours"),
     "np_edit": Method("NP-Edit", "trained without edit pairs", "ours"),
-    "video4edit": Method("Video4Edit", "a clip's last frame, trained on few pairs", "bound"),
-    "flow_grpo": Method("Flow-GRPO", "rewarded by the judge", "base"),
+    "video4edit": Method("Video4Edit", "a clip's last frame, from few pairs", "few"),
+    "flow_grpo": Method("Flow-GRPO", "rewarded by the judge", "other"),
     "sft": Method("Supervised", "trained on true pairs", "bound"),
     "flowedit": Method("FlowEdit", "no training, both true captions", "base"),
     "sdedit": Method("SDEdit", "redrawn, true target caption", "base"),

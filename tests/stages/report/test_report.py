@@ -1,12 +1,16 @@
+import base64
 import csv
 import html.parser
 import io
 import re
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from cluster.artifacts import Artifact
 from stages.report.data import choose_items, gather
+from stages.report.gallery import MAX_FRAMES, picture
 from stages.report.page import render_page
 from stages.report.stage import ReportConfig, write_report
 from tests.stages.ingest.context import make_context
@@ -160,3 +164,22 @@ def test_broken_and_missing_pictures_leave_a_box(run):
     item.edits["copy"] = (None, item.edits["copy"][1])
     text = render_page(data, "pairless")
     assert text.count("no image") == 2
+
+
+def test_a_clip_plays_and_rests_at_its_end():
+    """As many frames as the page can bear, the first and the last among them."""
+    shades = np.linspace(0, 255, 60).round().astype(np.uint8)
+    frames = [Image.fromarray(np.full((16, 24, 3), shade)) for shade in shades]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:], duration=40, lossless=True)
+    element = picture(buffer.getvalue(), "turn <it> white")
+    assert 'alt="turn &lt;it&gt; white, as a clip"' in element and 'width="24" height="16"' in element
+    with Image.open(io.BytesIO(base64.b64decode(element.split("base64,")[1].split('"')[0]))) as clip:
+        shown = []
+        for index in range(clip.n_frames):
+            clip.seek(index)
+            clip.load()
+            shown.append((np.asarray(clip.convert("RGB"))[0, 0, 0], clip.info["duration"]))
+    assert len(shown) == MAX_FRAMES and shown[0][0] == 0 and shown[-1][0] == 255
+    assert [shade for shade, _ in shown] == sorted({shade for shade, _ in shown})
+    assert shown[-1][1] > 10 * shown[0][1]
