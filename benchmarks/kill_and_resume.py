@@ -3,7 +3,7 @@
     python benchmarks/kill_and_resume.py
 
 Runs the profile once in peace. Then once more into another root, where SIGKILL hits the driver in one stage after the
-other (and the same command is called again), a training rank, and a vLLM engine. In the end each artifact is compared
+other (and the same command is called again), a training rank, and the vLLM engine. In the end each artifact is compared
 file by file, tables without the seconds that an edit took. The report tells of its run, so it is left out.
 """
 
@@ -44,7 +44,7 @@ class Kill:
 
 KILLS = (
     Kill("caption", 0),
-    Kill("caption", 1, "EngineCore"),
+    Kill("caption", 1, "EngineActor"),
     Kill("encode", 0),
     Kill("train_byg", 3),
     Kill("train_byg", 5, "_Rank"),
@@ -75,16 +75,14 @@ class Runner:
         if driver.wait() != 0:
             raise SystemExit(f"the run failed with exit code {driver.returncode}: see {self.log}")
 
-    def progress(self, stage: str) -> int | None:
-        """How far the stage is in the run that goes on; None: it isn't running."""
+    def state(self, stage: str) -> tuple[str, int]:
+        """The stage's status in the newest run, and how far it is."""
         runs = sorted(self.root.glob("runs/*/run.json"))
         if not runs:
-            return None
-        state = json.loads(runs[-1].read_text())["stages"].get(stage, {})
-        if state.get("status") != "running":
-            return None
+            return "pending", 0
+        status = json.loads(runs[-1].read_text())["stages"].get(stage, {}).get("status", "pending")
         file = runs[-1].parent / "progress" / f"{stage}.json"
-        return json.loads(file.read_text())["done"] if file.exists() else 0
+        return status, json.loads(file.read_text())["done"] if file.exists() else 0
 
     def summary(self) -> dict:
         return json.loads((self.root / "runs" / "latest.json").read_text())
@@ -94,23 +92,31 @@ def killed_run(runner: Runner, kills: Sequence[Kill]) -> int:
     """Runs to the end through all kills that find their moment; returns how many those were."""
     driver, num_hits = runner.start(), 0
     for kill in kills:
-        while driver.poll() is None:
-            done = runner.progress(kill.stage)
-            victim = _victim(driver, kill) if done is not None and done >= kill.done else None
-            if victim is not None:
-                victim.send_signal(signal.SIGKILL)
-                num_hits += 1
-                runner.tell(f"killed {kill.whom} (pid {victim.pid}) in {kill.stage}, {done} done")
-                break
-            time.sleep(0.05)
-        else:
+        killed = _killed(runner, driver, kill)
+        num_hits += killed
+        if not killed:
             runner.tell(f"{kill.stage} was over before {kill.whom} could be killed")
-        if kill.victim is None and driver.poll() is None:
+        elif kill.victim is None:
             driver.wait()
             driver = runner.start()
             runner.tell("called the same command again")
     runner.finish(driver)
     return num_hits
+
+
+def _killed(runner: Runner, driver: psutil.Popen, kill: Kill) -> bool:
+    """Waits for the moment of a kill and does it; False if it passed."""
+    while driver.poll() is None:
+        status, done = runner.state(kill.stage)
+        if status in ("ran", "cached"):
+            return False
+        victim = _victim(driver, kill) if status == "running" and done >= kill.done else None
+        if victim is not None:
+            victim.send_signal(signal.SIGKILL)
+            runner.tell(f"killed {kill.whom} (pid {victim.pid}) in {kill.stage}, {done} done")
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def _victim(driver: psutil.Popen, kill: Kill) -> psutil.Process | None:
