@@ -46,9 +46,9 @@ KILLS = (
     Kill("caption", 0),
     Kill("caption", 1, "EngineActor"),
     Kill("encode", 0),
+    Kill("train_sft", 1),
     Kill("train_byg", 3),
     Kill("train_byg", 5, "_Rank"),
-    Kill("train_sft", 2),
     Kill("edit", 1),
     Kill("evaluate", 1),
 )
