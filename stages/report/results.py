@@ -40,8 +40,8 @@ def ordered_methods(data: ReportData, *, by_value: bool = True) -> list[str]:
 
 
 def star_method(data: ReportData) -> str | None:
-    """The method that the page is about: the first that was trained here with no pairs or few, else the best one."""
-    methods = ordered_methods(data, by_value=False)
+    """The method that the page is about: the best that was trained here without pairs, or else from few, or at all."""
+    methods = ordered_methods(data)
     ours = [name for role in ("ours", "few") for name in methods if words.method(name).role == role]
     return next(iter(ours or ordered_methods(data)), None)
 
