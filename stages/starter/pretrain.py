@@ -1,4 +1,4 @@
-"""Makes the starter's models anew: `python -m stages.starter.pretrain --out DIR [--work DIR] [--only flux,qwen3vl]`.
+"""Makes the starter's models anew: `python -m stages.starter.pretrain --out DIR [--work DIR] [--only flux,wan]`.
 
 Hours on two cores, minutes on a GPU. Checkpoints stand in the working folder: killed and called again, it goes on.
 At the end everything is measured on held-out scenes; the figures stand in `figures.json` and in the VLM's own card.
@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 MODELS = Path(__file__).parent / "models"
-PARTS = ("flux", "qwen3vl")
+PARTS = ("flux", "qwen3vl", "wan")
 
 
 def pretrain_flux(out: Path, work: Path, autoencoder_steps: int, generator_steps: int) -> dict:
@@ -33,7 +33,7 @@ def pretrain_flux(out: Path, work: Path, autoencoder_steps: int, generator_steps
     shutil.rmtree(part, ignore_errors=True)
     # half precision halves the download; what is measured below is what was stored
     generator_training.as_pipeline(model, autoencoder).to(torch.float16).save_pretrained(part)
-    _forget_paths(part)
+    forget_paths(part)
     pipeline = FluxPipeline.from_pretrained(part, torch_dtype=torch.float32)
     figures = {
         "autoencoder": autoencoder_training.measure_autoencoder(pipeline.vae),
@@ -46,7 +46,7 @@ def pretrain_flux(out: Path, work: Path, autoencoder_steps: int, generator_steps
     return figures
 
 
-def _forget_paths(folder: Path) -> None:
+def forget_paths(folder: Path) -> None:
     """Takes out of the settings where on this machine the parts were loaded from."""
     for file in folder.rglob("*.json"):
         settings = json.loads(file.read_text())
@@ -63,6 +63,14 @@ def pretrain_qwen3vl(out: Path, work: Path) -> dict:
     figures = measure_vlm(out)
     write_card(out, figures)
     return figures
+
+
+def pretrain_wan(out: Path, work: Path) -> dict:
+    """Trains the video models, writes their pipelines to `out`, returns the measured figures."""
+    from stages.starter.wan_pretrain import measure_wan, train_wan
+
+    train_wan(out, work / "wan")
+    return measure_wan(out)
 
 
 def main() -> None:
@@ -86,6 +94,8 @@ def main() -> None:
         )
     if "qwen3vl" in parts:
         figures["qwen3vl"] = pretrain_qwen3vl(arguments.out / "qwen3vl", arguments.work)
+    if "wan" in parts:
+        figures["wan"] = pretrain_wan(arguments.out / "wan", arguments.work)
     measured.write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n")
     print(json.dumps(figures, indent=2, sort_keys=True))
 

@@ -23,14 +23,14 @@ def world_words() -> list[str]:
     return sorted(set(texts.split()))
 
 
-def new_t5_tokenizer():
-    """A T5Tokenizer (unigram): a token a word, letters for the rest."""
+def new_t5_tokenizer(more_words: Sequence[str] = (), max_length: int = MAX_SEQUENCE_LENGTH):
+    """A T5Tokenizer (unigram): a token a word of the world and for each of `more_words`, letters for the rest."""
     from transformers import T5Tokenizer
 
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -8.0)]
-    vocab += [(f"▁{word}", -3.0) for word in world_words()]
+    vocab += [(f"▁{word}", -3.0) for word in dict.fromkeys([*world_words(), *more_words])]
     vocab += [(letter, -10.0) for letter in string.ascii_letters + string.digits + string.punctuation]
-    return T5Tokenizer(vocab=vocab, extra_ids=8, model_max_length=MAX_SEQUENCE_LENGTH)
+    return T5Tokenizer(vocab=vocab, extra_ids=8, model_max_length=max_length)
 
 
 def new_clip_tokenizer():
