@@ -20,7 +20,7 @@ TINY = WanPretrainSettings(
         "checkpoint_seconds": 0,
     },
     encoders={"num_steps": 2, "batch_size": 2, "checkpoint_seconds": 0},
-    transformers={"num_steps": 2, "batch_size": 2, "num_clips": 3, "checkpoint_seconds": 0},
+    transformers={"num_steps": 2, "num_later_steps": 2, "batch_size": 2, "num_clips": 3, "checkpoint_seconds": 0},
 )
 
 
@@ -56,6 +56,17 @@ def test_a_few_steps_of_a_transformer_lower_the_loss(kind, untrained, tmp_path):
         wan_generator.train_wan_transformer(kind, *untrained, tmp_path / f"{num_steps}", settings, log.append)
     # The mean of all steps, the first one included; where nothing is learned it is what it was.
     assert last_loss(lines[8]) < 0.9 * last_loss(lines[1])
+
+
+@pytest.mark.parametrize("kind", wan_generator.KINDS[1:])
+def test_what_begins_at_another_transformer_has_its_weights(kind):
+    trained, model = (wan_generator.new_wan_transformer(k) for k in ("i2v", kind))
+    wan_generator.begin_at(model, trained)
+    theirs, own = trained.state_dict(), model.state_dict()
+    assert set(own) - set(theirs) == ({"condition_embedder.image_embedder.pos_embed"} if kind == "flf2v" else set())
+    different = {name for name in own if name in theirs and not torch.equal(own[name], theirs[name])}
+    assert different == (set() if kind == "flf2v" else {"patch_embedding.weight"})
+    assert torch.equal(own["patch_embedding.weight"][:, :16], theirs["patch_embedding.weight"][:, :16])
 
 
 def test_a_few_steps_of_the_autoencoder_lower_the_loss(tmp_path):
