@@ -27,7 +27,7 @@ OBJECT_CLASSES = (None, *((shape, color) for shape in world.SHAPES for color in 
 class EncoderSettings(TrainingSettings):
     """Sizes of the encoders' training: the defaults take about two minutes on one core."""
 
-    num_steps: int = 700
+    num_steps: int = 800
     batch_size: int = 48
 
 
