@@ -28,10 +28,10 @@ NUM_CONDITION_CHANNELS = 4 + wan_autoencoder.NUM_CHANNELS  # a mask of four fram
 class TransformerSettings(TrainingSettings):
     """Sizes of a transformer's training: the defaults take about a quarter of an hour on one core."""
 
-    num_steps: int = 1600  # of image to video,
+    num_steps: int = 3600  # of image to video,
     num_later_steps: int = 600  # and of each that begins at its weights
     batch_size: int = 32
-    num_clips: int = 3000
+    num_clips: int = 6000
     empty_share: float = 0.1  # of the texts are empty, so that the models can be guided away from no text
 
 
