@@ -20,8 +20,8 @@ LATENT_SHAPE = (NUM_CHANNELS, 2, 8, 8)
 class AutoencoderSettings(TrainingSettings):
     """Sizes of the autoencoder's training: the defaults take about a quarter of an hour on one core."""
 
-    num_picture_steps: int = 350  # first it learns single pictures,
-    num_clip_steps: int = 400  # then clips
+    num_picture_steps: int = 500  # first it learns single pictures,
+    num_clip_steps: int = 1100  # then clips
     num_pictures: int = 16  # per step
     num_clips: int = 4  # per step
     pool_size: int = 5000  # clips
@@ -61,9 +61,9 @@ def new_wan_autoencoder():
     from diffusers import AutoencoderKLWan
 
     model = AutoencoderKLWan(
-        base_dim=8,
+        base_dim=16,
         z_dim=NUM_CHANNELS,
-        dim_mult=[1, 2, 4],
+        dim_mult=[1, 2, 3],
         num_res_blocks=1,
         temperal_downsample=[True, True],
         latents_mean=[0.0] * NUM_CHANNELS,

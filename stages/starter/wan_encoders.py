@@ -21,17 +21,13 @@ MAX_SEQUENCE_LENGTH = 512  # what Wan's transformers take, whatever the text's l
 EVOLUTION_WORDS = (
     "then the a turns morphs into shifts from to fades in out moves night falls day breaks nothing changes"
 )
-NAMED_CLASSES = (None, *((shape, color) for shape in world.SHAPES for color in world.COLORS))
-ALL_CLASSES = (
-    *NAMED_CLASSES,
-    *((shape, color) for shape in world.BYSTANDER_SHAPES for color in world.BYSTANDER_COLORS),
-)
+OBJECT_CLASSES = (None, *((shape, color) for shape in world.SHAPES for color in world.COLORS))
 
 
 class EncoderSettings(TrainingSettings):
     """Sizes of the encoders' training: the defaults take about two minutes on one core."""
 
-    num_steps: int = 700
+    num_steps: int = 800
     batch_size: int = 48
 
 
@@ -109,10 +105,10 @@ def embed_texts(text_encoder, tokenizer, texts: Sequence[str], length: int = MAX
     return text_encoder(ids, mask).last_hidden_state * mask[..., None]
 
 
-def _classes(scene: world.Scene, objects: Sequence[world.SceneObject], classes: Sequence) -> list[int]:
+def _classes(scene: world.Scene) -> list[int]:
     found = [0] * len(world.PLACES)
-    for scene_object in objects:
-        found[scene_object.place] = classes.index((scene_object.shape, scene_object.color))
+    for scene_object in scene.objects:
+        found[scene_object.place] = OBJECT_CLASSES.index((scene_object.shape, scene_object.color))
     return [*found, list(world.BACKGROUNDS).index(scene.background), world.STYLES.index(scene.style)]
 
 
@@ -136,15 +132,12 @@ class _Readers(nn.Module):
         self.text_encoder = new_text_encoder(self.tokenizer)
         self.image_encoder = new_image_encoder()
         self.image_processor = new_image_processor()
-        of_named, of_all = (
-            [len(classes)] * len(world.PLACES) + [len(world.BACKGROUNDS), len(world.STYLES)]
-            for classes in (NAMED_CLASSES, ALL_CLASSES)
-        )
-        self.queries = nn.Parameter(torch.randn(2 * len(of_named), HIDDEN_SIZE) * 0.1)
+        of_places, of_all = [len(OBJECT_CLASSES)] * len(world.PLACES), [len(world.BACKGROUNDS), len(world.STYLES)]
+        self.queries = nn.Parameter(torch.randn(2 * len(of_places + of_all), HIDDEN_SIZE) * 0.1)
         self.attention = nn.MultiheadAttention(HIDDEN_SIZE, 4, batch_first=True)
-        self.of_text = nn.ModuleList(nn.Linear(HIDDEN_SIZE, num) for num in [*of_named, *of_named])
-        self.of_quadrant = nn.ModuleList(nn.Linear(4 * HIDDEN_SIZE, num) for num in of_all[:4])
-        self.of_picture = nn.ModuleList(nn.Linear(HIDDEN_SIZE, num) for num in of_all[4:])
+        self.of_text = nn.ModuleList(nn.Linear(HIDDEN_SIZE, num) for num in 2 * (of_places + of_all))
+        self.of_quadrant = nn.ModuleList(nn.Linear(4 * HIDDEN_SIZE, num) for num in of_places)
+        self.of_picture = nn.ModuleList(nn.Linear(HIDDEN_SIZE, num) for num in of_all)
 
     def text_loss(self, texts: Sequence[str], targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         ids, mask = tokenize(self.tokenizer, texts, 32)
@@ -199,11 +192,8 @@ def train_encoders(
     while not progress.finished:
         draw.manual_seed(progress.num_steps)
         drawn, texts, frames = _draw_step(settings, progress.num_steps)
-        said = [
-            _classes(c.source, c.source.objects, NAMED_CLASSES) + _classes(c.target, c.target.objects, NAMED_CLASSES)
-            for c in drawn
-        ]
-        seen = [_classes(c.source, c.source.all_objects, ALL_CLASSES) for c in drawn]
+        said = [_classes(c.source) + _classes(c.target) for c in drawn]
+        seen = [_classes(c.source) for c in drawn]
         of_text, text_right = readers.text_loss([c.caption for c in drawn], torch.tensor(said))
         of_words = readers.word_loss(texts, draw)
         of_images, image_right = readers.image_loss(frames, torch.tensor(seen))

@@ -1,7 +1,8 @@
 """The starter's Wan transformers: text, image, or first and last frame to video; rectified flow on clips.
 
 Image to video hears what happens, in evolution captions, never an instruction; first and last frame to video hears
-the same and sees both ends; text to video hears the whole clip.
+the same and sees both ends; text to video hears the whole clip. The latter two begin at the first one's weights, so
+that, as with Wan's own, their hidden states can be compared.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ NUM_CONDITION_CHANNELS = 4 + wan_autoencoder.NUM_CHANNELS  # a mask of four fram
 class TransformerSettings(TrainingSettings):
     """Sizes of a transformer's training: the defaults take about a quarter of an hour on one core."""
 
-    num_steps: int = 1400
+    num_steps: int = 3600  # of image to video,
+    num_later_steps: int = 600  # and of each that begins at its weights
     batch_size: int = 32
-    num_clips: int = 3000
+    num_clips: int = 6000
     empty_share: float = 0.1  # of the texts are empty, so that the models can be guided away from no text
 
 
@@ -53,6 +55,17 @@ def new_wan_transformer(kind: Kind):
         rope_max_seq_len=64,
         pos_embed_seq_len=2 * wan_encoders.NUM_IMAGE_TOKENS if kind == "flf2v" else None,
     )
+
+
+def begin_at(model: nn.Module, trained: nn.Module) -> None:
+    """Gives a transformer the weights of a trained one of another kind, wherever both have them.
+
+    The first input channels, the noised clip's, are the same in all kinds.
+    """
+    weights, own = trained.state_dict(), model.state_dict()
+    found = {name: weights[name] for name in own if name in weights}
+    found["patch_embedding.weight"] = weights["patch_embedding.weight"][:, : own["patch_embedding.weight"].shape[1]]
+    model.load_state_dict(found, strict=False)
 
 
 class CountedPaddingProcessor:
@@ -132,18 +145,23 @@ def train_wan_transformer(
     checkpoint: pathlib.Path,
     settings: TransformerSettings | None = None,
     log: Callable[[str], None] = print,
+    begin: nn.Module | None = None,
 ):
     """Rectified flow on clips with frozen autoencoder and encoders (as `train_encoders` returns them); EMA weights.
 
-    Goes on from `checkpoint`. Every draw is a function of the step, so a run in two parts equals one in one part.
+    Begins at the weights of `begin`, a trained transformer of another kind, where it is given, and goes on from
+    `checkpoint`. Every draw is a function of the step, so a run in two parts equals one in one part.
     """
     settings = settings or TransformerSettings()
     tokenizer, text_encoder, image_processor, image_encoder = encoders
     torch.manual_seed(settings.seed)
     model = new_wan_transformer(kind)
+    if begin is not None:
+        begin_at(model, begin)
+    num_steps = settings.num_steps if begin is None else settings.num_later_steps
     library_processors = [block.attn2.processor for block in model.blocks]
     count_padding(model)
-    progress = Progress(checkpoint, model, settings, settings.num_steps)
+    progress = Progress(checkpoint, model, settings, num_steps)
     pool = None if progress.finished else Pool(kind, autoencoder, tokenizer, checkpoint.parent, settings.num_clips)
     draw = torch.Generator()
     losses: list[float] = []
@@ -178,7 +196,7 @@ def train_wan_transformer(
         if progress.num_steps % 100 == 0 or progress.finished:
             recent = losses[-100:]
             log(
-                f"wan {kind} step {progress.num_steps}/{settings.num_steps} "
+                f"wan {kind} step {progress.num_steps}/{num_steps} "
                 f"loss {sum(recent) / len(recent):.4f}, {progress.spent:.0f} s"
             )
         if progress.due:

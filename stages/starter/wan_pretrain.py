@@ -89,7 +89,9 @@ def train_wan(
     transformers: dict[Kind, torch.nn.Module] = {}
     for kind in KINDS:
         checkpoint = work / f"{kind}.safetensors"
-        transformers[kind] = train_wan_transformer(kind, autoencoder, encoders, checkpoint, settings.transformers, log)
+        transformers[kind] = train_wan_transformer(
+            kind, autoencoder, encoders, checkpoint, settings.transformers, log, begin=transformers.get(KINDS[0])
+        )
         write_pipelines(out, transformers, autoencoder, encoders)  # those that are there, in case that it is cut short
 
 

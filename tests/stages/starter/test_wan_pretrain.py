@@ -13,14 +13,14 @@ from stages.starter.wan_pretrain import SHARED, WanPretrainSettings, as_pipeline
 TINY = WanPretrainSettings(
     autoencoder={
         "num_picture_steps": 1,
-        "num_clip_steps": 2,
+        "num_clip_steps": 1,
         "num_pictures": 2,
         "num_clips": 2,
         "pool_size": 4,
         "checkpoint_seconds": 0,
     },
-    encoders={"num_steps": 3, "batch_size": 2, "checkpoint_seconds": 0},
-    transformers={"num_steps": 3, "batch_size": 2, "num_clips": 3, "checkpoint_seconds": 0},
+    encoders={"num_steps": 2, "batch_size": 2, "checkpoint_seconds": 0},
+    transformers={"num_steps": 2, "num_later_steps": 2, "batch_size": 2, "num_clips": 3, "checkpoint_seconds": 0},
 )
 
 
@@ -48,27 +48,41 @@ def last_loss(lines: list[str]) -> float:
 
 @pytest.mark.parametrize("kind", wan_generator.KINDS)
 def test_a_few_steps_of_a_transformer_lower_the_loss(kind, untrained, tmp_path):
-    lines: dict[int, list[str]] = {2: [], 30: []}
+    lines: dict[int, list[str]] = {1: [], 8: []}
     for num_steps, log in lines.items():
-        settings = wan_generator.TransformerSettings(num_steps=num_steps, batch_size=4, num_clips=4, warmup_steps=3)
+        settings = wan_generator.TransformerSettings(
+            num_steps=num_steps, batch_size=4, num_clips=1, warmup_steps=1, learning_rate=1e-2
+        )
         wan_generator.train_wan_transformer(kind, *untrained, tmp_path / f"{num_steps}", settings, log.append)
-    assert last_loss(lines[30]) < 0.85 * last_loss(lines[2])  # the mean of all steps, the first ones included
+    # The mean of all steps, the first one included; where nothing is learned it is what it was.
+    assert last_loss(lines[8]) < 0.9 * last_loss(lines[1])
+
+
+@pytest.mark.parametrize("kind", wan_generator.KINDS[1:])
+def test_what_begins_at_another_transformer_has_its_weights(kind):
+    trained, model = (wan_generator.new_wan_transformer(k) for k in ("i2v", kind))
+    wan_generator.begin_at(model, trained)
+    theirs, own = trained.state_dict(), model.state_dict()
+    assert set(own) - set(theirs) == ({"condition_embedder.image_embedder.pos_embed"} if kind == "flf2v" else set())
+    different = {name for name in own if name in theirs and not torch.equal(own[name], theirs[name])}
+    assert different == (set() if kind == "flf2v" else {"patch_embedding.weight"})
+    assert torch.equal(own["patch_embedding.weight"][:, :16], theirs["patch_embedding.weight"][:, :16])
 
 
 def test_a_few_steps_of_the_autoencoder_lower_the_loss(tmp_path):
-    lines: dict[int, list[str]] = {1: [], 12: []}
+    lines: dict[int, list[str]] = {1: [], 7: []}
     for num_steps, log in lines.items():
         settings = wan_autoencoder.AutoencoderSettings(
             num_picture_steps=num_steps // 2,
             num_clip_steps=num_steps - num_steps // 2,
-            num_pictures=4,
-            num_clips=2,
+            num_pictures=2,
+            num_clips=1,
             pool_size=2,
             warmup_steps=3,
             ema_decay=0.5,
         )
         wan_autoencoder.train_wan_autoencoder(tmp_path / f"{num_steps}", settings, log.append)
-    assert last_loss(lines[12]) < 0.8 * last_loss(lines[1])
+    assert last_loss(lines[7]) < 0.8 * last_loss(lines[1])
 
 
 def test_a_killed_training_ends_like_an_undisturbed_one(tmp_path, monkeypatch):
@@ -160,4 +174,4 @@ def test_true_middle_frames_lie_on_the_way_and_others_do_not():
         others = clips.render_clip(clips.sample_clip(generator, (kind,)))
         assert not any(wan_measure.is_between(frame, clip) for frame in others)
         progress = [wan_measure.progress_of(frame, frames[0], frames[-1]) for frame in frames]
-        assert progress[0] == 0 and progress[-1] == pytest.approx(1) and (np.diff(progress) > 0.1).all()
+        assert progress[0] == 0 and progress[-1] == pytest.approx(1) and (np.diff(progress) > 0.02).all()
