@@ -24,7 +24,7 @@ def pipeline(tiny_wans) -> WanPipeline:
 
 @pytest.fixture(scope="module")
 def encoder(tiny_wans) -> wan.Encoder:
-    return wan.Encoder(tiny_wans["t2v"], max_length=16)
+    return wan.Encoder(tiny_wans["t2v"], max_length=16, num_frames=NUM_FRAMES)
 
 
 @pytest.fixture

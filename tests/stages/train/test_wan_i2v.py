@@ -30,7 +30,7 @@ def pipeline(tiny_wans, kind) -> WanImageToVideoPipeline:
 
 @pytest.fixture(scope="module")
 def encoder(tiny_wans, kind) -> wan_i2v.Encoder:
-    return wan_i2v.Encoder(tiny_wans[kind])
+    return wan_i2v.Encoder(tiny_wans[kind], num_frames=NUM_FRAMES)
 
 
 @pytest.fixture(scope="module")
