@@ -64,6 +64,7 @@ class RolloutShard(EncodeShard):
     """Samples the clips of one shard of rows, or encodes one of texts."""
 
     transformer: torch.nn.Module | None = None
+    negative: dict[str, torch.Tensor] | None = None
 
     def _write_rows(self, shard: str, rows: Sequence[Row]) -> None:
         import torch
@@ -120,7 +121,7 @@ class RolloutShard(EncodeShard):
             condition,
             nodes.to(encoder.device),
             config.guidance_scale,
-            encoder.encode_text([config.negative_prompt] * len(rows)) | beside,
+            self._negative(len(rows)) | beside if config.guidance_scale > 1 else None,
         )
         source_condition, seen = encoder.encode_reference(source)
         return {
@@ -131,6 +132,12 @@ class RolloutShard(EncodeShard):
             "source_image_embeds": seen["image_embeds"],
             "pair_image_embeds": pair_image_embeds,
         }
+
+    def _negative(self, num_rows: int) -> dict[str, torch.Tensor]:
+        """The negative prompt's embeddings, encoded once, for so many rows."""
+        if self.negative is None:
+            self.negative = self.encoder.encode_text([self.config.negative_prompt])
+        return {name: tensor.expand(num_rows, *tensor.shape[1:]) for name, tensor in self.negative.items()}
 
 
 def load_teacher(config: RolloutConfig) -> torch.nn.Module:

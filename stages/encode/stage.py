@@ -168,7 +168,7 @@ def run_encoding(rows: Rows, config: EncodeConfig, context: Context, shard_class
     parts = enumerate(in_batches(texts, config.shard_size) if not config.live else ())
     text_shards = {f"texts/{index:05d}.parquet": part for index, part in parts}
     size = _first_image(rows, config).size
-    work = shard_class(rows, row_shards, text_shards, size, config, context.out)
+    work = shard_class(rows, row_shards, text_shards, size, config, context.out, context.stage)
     run_shards(
         [*text_shards, *row_shards],
         work,
@@ -182,7 +182,7 @@ def run_encoding(rows: Rows, config: EncodeConfig, context: Context, shard_class
     if config.live:
         from stages.train.live import MARKER
 
-        settings = {name: getattr(config, name) for name in ("model", "dtype", "max_text_tokens")}
+        settings = {name: getattr(config, name) for name in ("model", "dtype", "max_text_tokens", "num_frames")}
         context.out.write_json(MARKER, settings)
     context.set_rows(len(rows.rows))
     context.set_figures({"num_rows": len(rows.rows), "num_texts": len(texts)})
@@ -205,11 +205,12 @@ class EncodeShard:
     size: tuple[int, int]  # width and height of every picture
     config: EncodeConfig
     out: Folder
+    stage: str
     encoder: BackboneEncoder | None = None
 
     def __call__(self, shard: str) -> None:
         if self.encoder is None:
-            self.encoder = load_encoder(self.config)
+            self.encoder = load_encoder(self.config, self.stage)
         if shard in self.text_shards:
             self._write_texts(shard, self.text_shards[shard])
         else:
@@ -260,12 +261,12 @@ class EncodeShard:
                 raise UserError(
                     f"encode: picture {key!r} has {image.width}x{image.height} pixels, the first one "
                     f"{self.size[0]}x{self.size[1]}; one training run works on one size. Give it with --set "
-                    "encode.resolution=N."
+                    f"{self.stage}.resolution=N."
                 )
             if image.width % side or image.height % side:
                 raise UserError(
                     f"encode: picture {key!r} has {image.width}x{image.height} pixels; this model works on "
-                    f"sides that are multiples of {side}. Set one for all with --set encode.resolution=N."
+                    f"sides that are multiples of {side}. Set one for all with --set {self.stage}.resolution=N."
                 )
 
     def _encode_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
@@ -285,14 +286,14 @@ def _pixels(images: Sequence[Image.Image]) -> torch.Tensor:
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
 
 
-def load_encoder(config: EncodeConfig) -> BackboneEncoder:
+def load_encoder(config: EncodeConfig, stage: str = "encode") -> BackboneEncoder:
     """The autoencoder and text encoders of the configured model. Raises UserError if they can't be loaded."""
     import torch
 
     from stages.train.backbones.backbone import loading
 
     model = resolved_model(config.model)
-    with loading(model, "encode.model") as backbone:
+    with loading(model, f"{stage}.model") as backbone:
         dtype = getattr(torch, config.dtype)
         device = resolved_device(config.device)
         return backbone.Encoder(model, device, dtype, config.max_text_tokens, config.num_frames)

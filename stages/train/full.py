@@ -103,9 +103,14 @@ class FullTrainer(Trainer):
             self._average[name].lerp_(self._part(parameter).to(self._average[name]), 1 - self.config.ema_decay)
 
     def _gathered(self, part: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
-        """The whole tensor, on the CPU, whose part of this rank is given. On every rank at once."""
+        """The whole tensor whose part of this rank is given, on rank 0 on the CPU; elsewhere none of it is kept.
+
+        On every rank at once.
+        """
         parts = torch.empty(self.world_size * part.numel(), device=self.device)
         dist.all_gather_into_tensor(parts, part.to(self.device).contiguous())
+        if self.rank != 0:
+            return torch.empty(0)
         return parts[: parameter.ds_numel].view(parameter.ds_shape).cpu()
 
     def _cut(self, whole: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
@@ -116,7 +121,10 @@ class FullTrainer(Trainer):
         return padded[self.rank * size : (self.rank + 1) * size].to(self.device)
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
-        """All that changes from step to step, by `<part>/<parameter>`, gathered in float32. On every rank at once."""
+        """All that changes from step to step, by `<part>/<parameter>`, gathered in float32 on rank 0.
+
+        On every rank at once.
+        """
         state = {"student/num_updates": torch.tensor(float(self.step))}
         for name, parameter in self.parameters.items():
             parts = {key: safe_get_local_optimizer_state(parameter, key) for key in _MOMENTS}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from stages.train.backbones.backbone import BackboneEncoder
 
 MARKER = "live.json"
-"""Says by which model the pictures and texts of this folder are to be encoded: {model, dtype, max_text_tokens}."""
+"""Says how the pictures and texts of this folder are to be encoded: {model, dtype, max_text_tokens, num_frames}."""
 
 
 @dataclasses.dataclass
@@ -48,11 +48,11 @@ class LiveData:
         try:
             settings: dict[str, Any] = json.loads((path / MARKER).read_text())
             model, dtype = settings["model"], getattr(torch, settings["dtype"])
-            max_text_tokens = settings["max_text_tokens"]
+            max_text_tokens, num_frames = settings["max_text_tokens"], settings["num_frames"]
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise UserError(f"{path / MARKER} can't be read ({error}). Make it anew with --force encode.") from None
         with loading(model, "encode.model") as backbone:
-            encoder = backbone.Encoder(resolved_model(model), str(device), dtype, max_text_tokens)
+            encoder = backbone.Encoder(resolved_model(model), str(device), dtype, max_text_tokens, num_frames)
         return cls(Rows.load(path, latents, texts, labels), encoder)
 
     @property

@@ -13,10 +13,12 @@ from cluster.config import identity
 from cluster.errors import UserError
 from cluster.folder import Folder
 from stages.encode.rollouts import RolloutConfig, roll_out
+from stages.encode.stage import EncodeConfig, encode_pairs
 from stages.starter.stages import PairsConfig, make_pairs
 from stages.train import flow
 from stages.train.backbones.packing import pack, unpack
 from stages.train.data import EncodedData
+from stages.train.live import open_data
 from stages.train.methods import video4edit
 from tests.artifacts import committed
 from tests.stages.ingest.context import make_context
@@ -124,5 +126,20 @@ def test_what_cannot_be_rolled_out_is_refused(run, pairs, tiny_wans, tiny_flux, 
         run("flux", model=str(tiny_flux))
     with pytest.raises(UserError, match="clip of 6 frames"):
         run("six", num_frames=6)
+    with pytest.raises(UserError, match="--set rollout.model="):
+        run("rollout", model=str(tmp_path / "nowhere"))
     with pytest.raises(ValidationError, match="live"):
         RolloutConfig(live=True)
+
+
+def test_clips_that_are_encoded_while_training_have_the_length_of_the_stage(pairs, tiny_wans, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("stages.encode.stage.run_shards", lambda shards, work, **options: [work(s) for s in shards])
+    batches = []
+    for live in (False, True):
+        context = make_context(tmp_path, f"live-{live}")
+        settings = {"model": str(tiny_wans["t2v"]), "num_frames": 5, "max_text_tokens": 16, "live": live}
+        encode_pairs(pairs, EncodeConfig(**settings), context)
+        batches.append(open_data(context.out.local(), ["source"], ["instruction"], "cpu").batch([0, 1]))
+    before, during = batches
+    assert before.grid == during.grid == GRID and during.latents["source"].shape == (2, 32, 64)
+    assert torch.allclose(before.latents["source"], during.latents["source"], atol=1e-5)
