@@ -39,9 +39,15 @@ class Clip:
         return world.caption(self.target)
 
     @property
+    def content(self) -> str:
+        """The first frame but for its style, and what happens then."""
+        plain = dataclasses.replace(self.source, style="day")
+        return f"{world.caption(plain)} then {self.evolution_caption}"
+
+    @property
     def caption(self) -> str:
-        """All of the clip: the first frame, and what happens then."""
-        return f"{self.first_caption} then {self.evolution_caption}"
+        """All of the clip; the style that it begins with stands last."""
+        return self.content + (" at night" if self.source.style == "night" else "")
 
 
 def changed_object(source: Scene, target: Scene) -> tuple[SceneObject | None, SceneObject | None]:

@@ -16,6 +16,10 @@ REST_SAME = (
     "The second image is an edit of the first one after this instruction: {instruction}\n"
     "Is everything that the instruction does not mention the same in both? Answer Yes or No."
 )
+NEW_SETTING = (
+    "The second image should show the {object} of the first one in this setting: {setting}\nDoes it? Answer Yes or No."
+)
+SAME_OBJECT = "Is the {object} of the first image in the second one, with the same shape and color? Answer Yes or No."
 QUESTIONS = (CAPTION, HAS_OBJECT, EDIT_DONE, REST_SAME)
 
 SUCCESS_REASONS = {

@@ -15,10 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from cluster.errors import UserError
 
 _FIELDS = {
-    "edit_done": "instruction",
-    "rest_same": "instruction",
-    "has_object": "object",
+    "edit_done": {"instruction"},
+    "rest_same": {"instruction"},
+    "has_object": {"object"},
+    "new_setting": {"object"},
+    "same_object": {"object"},
 }
+_OPTIONAL_FIELDS = {"new_setting": {"setting"}}
 _PAIR = (
     "You look at edited pictures with the trained eye of an artist and retoucher. "
     "The first image is the original, the second one is what an editor made of it.\n"
@@ -46,14 +49,26 @@ class QuestionTemplates(BaseModel):
         "\nCan this be seen in it: {object}?" + _ANSWER,
         description="asked of the edited image alone after a removal; right: No; {object}",
     )
+    new_setting: str = Field(
+        _PAIR + "Is the {object} of the first image seen in the second one in another place and another pose?"
+        "\nThe second image may have lost it: the answer is No then." + _ANSWER,
+        description="customization, was it put elsewhere? right: Yes; {object}, and {setting} if wanted",
+    )
+    same_object: str = Field(
+        _PAIR + "Is the {object} in the second image the very one of the first image, alike in shape, color, "
+        "material and every mark?" + _ANSWER,
+        description="customization, is it the same thing? right: Yes; {object}",
+    )
 
     @field_validator(*_FIELDS)
     @classmethod
     def _has_its_field(cls, text: str, info) -> str:
-        needed = _FIELDS[info.field_name]
+        needed, optional = _FIELDS[info.field_name], _OPTIONAL_FIELDS.get(info.field_name, set())
         found = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
-        if found != {needed}:
-            raise ValueError(f"the template must hold {{{needed}}} and no other field")
+        if not needed <= found <= needed | optional:
+            names = ", ".join(f"{{{name}}}" for name in sorted(needed))
+            rest = "".join(f", and if wanted {{{name}}}," for name in sorted(optional))
+            raise ValueError(f"the template must hold {names}{rest} and no other field")
         return text
 
 
@@ -80,3 +95,13 @@ def local_questions(
     else:
         done = Question(templates.edit_done.format(instruction=instruction), "pair", right=True)
     return done, Question(templates.rest_same.format(instruction=instruction), "pair", right=True)
+
+
+def customization_questions(
+    object: str, setting: str, templates: QuestionTemplates = QuestionTemplates()
+) -> tuple[Question, ...]:
+    """Is the object of the source seen elsewhere in the edit, and is it the same one (appendix E.2)?"""
+    moved = templates.new_setting.format(object=object, setting=setting)
+    return Question(moved, "pair", right=True), Question(
+        templates.same_object.format(object=object), "pair", right=True
+    )

@@ -93,7 +93,8 @@ def test_captions_say_what_happens_and_instructions_are_not_among_them():
             assert clip.evolution_caption.endswith(f"{clip.source.background} to {clip.target.background}")
         elif clip.kind == "style":
             assert clip.evolution_caption == {"night": "night falls", "day": "day breaks"}[clip.target.style]
-        assert clip.caption.startswith(world.caption(clip.source)) and clip.evolution_caption in clip.caption
+        assert clip.caption.startswith(clip.content) and clip.content.endswith(clip.evolution_caption)
+        assert clip.caption.endswith(" at night") == (clip.source.style == "night")
         assert (clip.first_caption == clip.last_caption) == (clip.kind == "still")
         assert not commands & set(clip.caption.split())
 
