@@ -23,7 +23,7 @@ lint: setup
 	$(PYTHON) -m ruff check .
 
 bench: setup
-	$(PYTHON) benchmarks/train_overhead.py
+	$(PYTHON) -m benchmarks.train_overhead
 
 clean:
 	rm -rf .venv runs

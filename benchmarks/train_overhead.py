@@ -47,54 +47,13 @@ def write_data(folder: Folder, transformer: dict, num_rows: int = 256) -> None:
 
 
 def bare_loop(config: TrainConfig, data: Path) -> Callable[[], None]:
-    """A step as one would write it down: model, AdamW over a list of tensors, average, nothing else."""
-    import torch
-
-    from stages.train.adapters import Adapters
-    from stages.train.backbones.backbone import backbone_of
+    """The step of a bare loop, in this process."""
+    from benchmarks.bare_loop import BareLoop
     from stages.train.data import EncodedData
     from stages.train.engine import METHODS
-    from stages.train.roles import Draws, Roles
 
     method = METHODS[config.method]
-    rows = EncodedData.load(data, method.LATENTS, method.TEXTS)
-    batch = rows.batch(range(config.batch_size))
-    backbone = backbone_of(config.model)
-    transformer = backbone.TRANSFORMER.from_pretrained(resolved_model(config.model), subfolder="transformer")
-    transformer.requires_grad_(False)
-    adapters = Adapters(transformer)
-    tensors = {}
-    for name in ("student", "ema"):
-        adapters.add(name, config.rank, config.lora_alpha, backbone.LORA_TARGETS, 0)
-        tensors[name] = list(adapters.tensors(name).values())
-    for tensor in tensors["student"]:
-        tensor.requires_grad_()
-    optimizer = torch.optim.AdamW(tensors["student"], lr=config.learning_rate)
-
-    def role(name: str | None):
-        def velocity(x_t, t, text, reference):
-            with adapters.use(name):
-                return backbone.velocity(
-                    transformer, x_t, t, text, reference, GRID, config.guidance_scale, config.reference_positions
-                )
-
-        return velocity
-
-    roles = Roles(role("student"), role("ema"), role(None), lambda loss: loss.backward())
-    count = 0
-
-    def step() -> None:
-        nonlocal count
-        draws = Draws(0, count, config.batch_size, slice(0, config.batch_size))
-        method.step(getattr(config, config.method), roles, batch, draws, count)
-        torch.nn.utils.clip_grad_norm_(tensors["student"], config.max_gradient_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        with torch.no_grad():
-            torch._foreach_lerp_(tensors["ema"], [t.detach() for t in tensors["student"]], 1 - config.ema_decay)
-        count += 1
-
-    return step
+    return BareLoop(config, EncodedData.load(data, method.LATENTS, method.TEXTS)).step
 
 
 def engine(config: TrainConfig, data: Path) -> Callable[[], object]:

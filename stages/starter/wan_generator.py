@@ -26,10 +26,11 @@ NUM_CONDITION_CHANNELS = 4 + wan_autoencoder.NUM_CHANNELS  # a mask of four fram
 
 
 class TransformerSettings(TrainingSettings):
-    """Sizes of a transformer's training: the defaults take about a quarter of an hour on one core."""
+    """Sizes of a transformer's training: the defaults take about an hour and a half on one core."""
 
     num_steps: int = 3600  # of image to video,
-    num_later_steps: int = 600  # and of each that begins at its weights
+    num_later_steps: int = 600  # of first and last frame to video, and
+    num_text_steps: int = 5000  # of text to video, which both begin at its weights
     batch_size: int = 32
     num_clips: int = 6000
     empty_share: float = 0.1  # of the texts are empty, so that the models can be guided away from no text
@@ -158,7 +159,9 @@ def train_wan_transformer(
     model = new_wan_transformer(kind)
     if begin is not None:
         begin_at(model, begin)
-    num_steps = settings.num_steps if begin is None else settings.num_later_steps
+    num_steps = settings.num_steps
+    if begin is not None:
+        num_steps = settings.num_text_steps if kind == "t2v" else settings.num_later_steps
     library_processors = [block.attn2.processor for block in model.blocks]
     count_padding(model)
     progress = Progress(checkpoint, model, settings, num_steps)

@@ -138,3 +138,9 @@ class TrainNPEditConfig(JudgedConfig):
     method: Literal["np_edit"] = "np_edit"
     np_edit: NPEditConfig = NPEditConfig()
     ema_decay: float = Field(0.0, ge=0, lt=1, description="of the average that is exported; 0: the student itself")
+
+
+class TrainCustomizationConfig(TrainNPEditConfig):
+    """NP-Edit for customization: the source's main object in another setting (appendix E.2)."""
+
+    np_edit: NPEditConfig = NPEditConfig(identity_warmup=100, lambda_dmd=2.0)

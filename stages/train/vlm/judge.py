@@ -11,7 +11,7 @@ from stages.train.backbones.backbone import BackboneEncoder, loading
 from stages.train.backbones.models import resolved_model
 from stages.train.roles import Batch
 from stages.train.settings import JudgedConfig
-from stages.train.vlm.questions import Question, QuestionTemplates, local_questions
+from stages.train.vlm.questions import Question, QuestionTemplates, edit_questions
 from stages.train.vlm.verifier import Verifier, load_verifier
 
 
@@ -41,11 +41,12 @@ class EditJudge:
     def __call__(self, edited: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Each row's loss summed over its questions (eq. 4) and its share of right answers, both `[B]`.
 
-        `edited`: tokens `[B, N, C]`. Raises UserError for a removal whose row names no object.
+        `edited`: tokens `[B, N, C]`. Raises UserError for a removal or a customization whose row
+        names no object.
         """
         labels = batch.labels
         asked = [
-            local_questions(*row, self.templates)[: 1 + self.identity_question]
+            edit_questions(*row, self.templates)[: 1 + self.identity_question]
             for row in zip(labels["edit_type"], labels["instruction"], labels["object"], strict=True)
         ]
         pictures = self.encoder.decode(edited, *self.size)

@@ -21,7 +21,8 @@ _FIELDS = {
     "new_setting": {"object"},
     "same_object": {"object"},
 }
-_OPTIONAL_FIELDS = {"new_setting": {"setting"}}
+_OPTIONAL_FIELDS = {"new_setting": {"instruction"}}
+CUSTOMIZATION = "customization"  # the edit type whose rows ask for the main object in another setting
 _PAIR = (
     "You look at edited pictures with the trained eye of an artist and retoucher. "
     "The first image is the original, the second one is what an editor made of it.\n"
@@ -52,7 +53,7 @@ class QuestionTemplates(BaseModel):
     new_setting: str = Field(
         _PAIR + "Is the {object} of the first image seen in the second one in another place and another pose?"
         "\nThe second image may have lost it: the answer is No then." + _ANSWER,
-        description="customization, was it put elsewhere? right: Yes; {object}, and {setting} if wanted",
+        description="customization, was it put elsewhere? right: Yes; {object}, and {instruction} if wanted",
     )
     same_object: str = Field(
         _PAIR + "Is the {object} in the second image the very one of the first image, alike in shape, color, "
@@ -98,10 +99,24 @@ def local_questions(
 
 
 def customization_questions(
-    object: str, setting: str, templates: QuestionTemplates = QuestionTemplates()
+    instruction: str, object: str | None, templates: QuestionTemplates = QuestionTemplates()
 ) -> tuple[Question, ...]:
     """Is the object of the source seen elsewhere in the edit, and is it the same one (appendix E.2)?"""
-    moved = templates.new_setting.format(object=object, setting=setting)
+    if not object:
+        raise UserError(
+            f'The customization "{instruction}" does not say which object is shown anew, and its questions ask for '
+            "that object; give the row an object."
+        )
+    moved = templates.new_setting.format(object=object, instruction=instruction)
     return Question(moved, "pair", right=True), Question(
         templates.same_object.format(object=object), "pair", right=True
     )
+
+
+def edit_questions(
+    edit_type: str, instruction: str, object: str | None = None, templates: QuestionTemplates = QuestionTemplates()
+) -> tuple[Question, ...]:
+    """What is asked about a row: was the edit done, and is the rest, or of a customization the object, the same?"""
+    if edit_type == CUSTOMIZATION:
+        return customization_questions(instruction, object, templates)
+    return local_questions(edit_type, instruction, object, templates)
