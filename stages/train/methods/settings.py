@@ -112,6 +112,11 @@ class Video4EditConfig(MethodConfig):
     evolution_captions: bool = Field(True, description="the teacher reads these; else the student's instruction")
 
     lambda_kd: float = Field(1.0, ge=0)
+    lambda_velocity: float = Field(
+        1.0,
+        ge=0,
+        description="of the distilled velocity, the network's output beside its blocks'; ours, 0: as the paper",
+    )
     lambda_tail: float = Field(1.0, ge=0)
     beta: float = Field(0.1, ge=0, description="weight of the tail's spatial gradients")
     blocks: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=0)], ...] = Field(

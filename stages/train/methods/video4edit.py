@@ -3,7 +3,8 @@
 A frozen first/last-frame teacher is given both pictures and an evolution caption and samples the clips once, offline
 (`rollout`). At each step student and teacher see the same noised rollout, but the student, an image-to-video model,
 is given the source and the raw instruction alone. It learns the teacher's hidden states (eq. 2) and how the clip ends
-(eq. 6).
+(eq. 6); and, beyond the paper, the teacher's velocity: equal hidden states give another velocity under the student's
+own last layer, and near t = 1 the tail's weight is 0, so there nothing else says where to go.
 """
 
 from __future__ import annotations
@@ -86,10 +87,11 @@ def step(config: Video4EditConfig, roles: Roles, batch: Batch, draws: Draws, ind
         caption = texts["evolution_caption" if config.evolution_captions else "instruction"]
         text = {**caption, "image_embeds": latents["pair_image_embeds"]}
         with torch.no_grad():
-            _, wanted = roles.teacher_hidden(x_t, t, text, latents["pair_condition"])
+            wanted_velocity, wanted = roles.teacher_hidden(x_t, t, text, latents["pair_condition"])
         loss_kd = distillation_loss(hidden, wanted).mean()
-        total = total + config.lambda_kd * loss_kd
-        figures["loss_kd"] = loss_kd.detach()
+        loss_velocity = flow.velocity_loss(velocity, wanted_velocity).mean()
+        total = total + config.lambda_kd * loss_kd + config.lambda_velocity * loss_velocity
+        figures |= {"loss_kd": loss_kd.detach(), "loss_velocity": loss_velocity.detach()}
     if config.tail:
         estimate = flow.clean_estimate(x_t, velocity, t)  # eq. 3
         loss_tail = (tail_weight(t) * tail_loss(estimate, latents["tail"], batch.grid, config.beta)).mean()

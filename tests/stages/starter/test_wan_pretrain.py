@@ -20,7 +20,14 @@ TINY = WanPretrainSettings(
         "checkpoint_seconds": 0,
     },
     encoders={"num_steps": 2, "batch_size": 2, "checkpoint_seconds": 0},
-    transformers={"num_steps": 2, "num_later_steps": 2, "num_text_steps": 2, "batch_size": 2, "num_clips": 3, "checkpoint_seconds": 0},
+    transformers={
+        "num_steps": 2,
+        "num_later_steps": 2,
+        "num_text_steps": 2,
+        "batch_size": 2,
+        "num_clips": 3,
+        "checkpoint_seconds": 0,
+    },
 )
 
 

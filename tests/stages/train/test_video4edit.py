@@ -129,7 +129,8 @@ def test_a_step_is_the_papers_sum_by_hand():
     velocity, hidden = student(
         x_t, t, {"prompt_embeds": text, "image_embeds": source}, batch.latents["source_condition"]
     )
-    _, wanted = teacher(x_t, t, {"prompt_embeds": caption, "image_embeds": pair}, batch.latents["pair_condition"])
+    seen = {"prompt_embeds": caption, "image_embeds": pair}
+    wanted_velocity, wanted = teacher(x_t, t, seen, batch.latents["pair_condition"])
     kd = sum((ours - theirs).square().mean() for ours, theirs in zip(hidden, wanted, strict=True))
     estimate = (x_t - times * velocity).detach().numpy()
     tail = np.mean(
@@ -140,6 +141,9 @@ def test_a_step_is_the_papers_sum_by_hand():
     )
     assert figures["loss_kd"].item() == pytest.approx(kd.item(), rel=1e-6)
     assert figures["loss_tail"].item() == pytest.approx(tail, rel=1e-6)
+    assert figures["loss_velocity"].item() == pytest.approx(
+        (velocity - wanted_velocity).square().mean().item(), rel=1e-6
+    )
 
 
 def test_student_and_teacher_see_the_same_state_and_their_own_conditions():
@@ -160,7 +164,7 @@ def test_the_parts_are_weighted_and_can_be_left_out():
     gradients = {}
     for name, changes in {
         "both": {}, "kd": {"tail": False}, "tail": {"distillation": False},
-        "half": {"lambda_kd": 0.5, "lambda_tail": 0.5},
+        "paper": {"lambda_velocity": 0}, "half": {"lambda_kd": 0.5, "lambda_velocity": 0.5, "lambda_tail": 0.5},
     }.items():  # fmt: skip
         student, teacher = Net(0), Net(1)
         figures = stepped(Video4EditConfig(**changes), batch_of(), student, teacher)
@@ -170,6 +174,7 @@ def test_the_parts_are_weighted_and_can_be_left_out():
     assert torch.allclose(gradients["both"], gradients["kd"] + gradients["tail"], rtol=1e-5)
     assert torch.allclose(gradients["both"], 2 * gradients["half"], rtol=1e-5)
     assert gradients["kd"].abs().max() > 0 and gradients["tail"].abs().max() > 0
+    assert not torch.allclose(gradients["both"], gradients["paper"], rtol=1e-3)
 
 
 def test_half_the_rows_give_half_of_the_gradient():
@@ -237,7 +242,7 @@ def test_the_teachers_rollout_is_the_pipelines(tiny_wans, pictures):
     assert (unpack(ours, grid) - theirs).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("part", ["both", "distillation", "tail"])
+@pytest.mark.parametrize("part", ["both", "distillation", "tail", "velocity"])
 def test_a_student_learns_from_a_teacher(tiny_wans, pictures, part):
     """Real tiny networks, trained whole in a bare loop, on a clip that the teacher sampled itself."""
     encoder, grid = wan_i2v.Encoder(tiny_wans["flf2v"]), (2, 2, 2)
@@ -250,8 +255,14 @@ def test_a_student_learns_from_a_teacher(tiny_wans, pictures, part):
         "pair_image_embeds": encoder.encode_images(pictures[:1], pictures[1:]),
         "tail": encoder.encode_tail(source, edited),
     }
-    whole = Video4EditConfig(blocks=2, lambda_tail=5.0)
-    config = whole.model_copy(update={} if part == "both" else {"distillation": part != "tail", "tail": part == "tail"})
+    whole = Video4EditConfig(blocks=2, lambda_tail=5.0, lambda_velocity=0.0)  # the velocity's pull is another one
+    parts = {
+        "both": {},
+        "distillation": {"tail": False},
+        "tail": {"distillation": False},
+        "velocity": {"tail": False, "lambda_velocity": 1.0},
+    }
+    config = whole.model_copy(update=parts[part])
     student, teacher = new_transformer("i2v", seed=5).requires_grad_(), new_transformer("flf2v")
     blocks = whole.distilled_blocks(len(teacher.blocks))
 
@@ -289,3 +300,4 @@ def test_a_student_learns_from_a_teacher(tiny_wans, pictures, part):
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert (after["loss_kd"] < 0.2 * before["loss_kd"]) == config.distillation
     assert (after["loss_tail"] < 0.85 * before["loss_tail"]) == config.tail
+    assert (after["loss_velocity"] < 0.5 * before["loss_velocity"]) == (part == "velocity"), (before, after)

@@ -74,9 +74,13 @@ def randomized(trainer: Trainer) -> Trainer:
     return trainer
 
 
-@pytest.mark.parametrize("part", ["distillation", "tail"])
+@pytest.mark.parametrize("part", ["distillation", "velocity", "tail"])
 def test_each_loss_reaches_every_tensor_before_it(config, data, part):
-    others = {"distillation": {"tail": False}, "tail": {"distillation": False}}[part]
+    others = {
+        "distillation": {"tail": False, "lambda_velocity": 0.0},
+        "velocity": {"tail": False, "lambda_kd": 0.0},
+        "tail": {"distillation": False},
+    }[part]
     settings = config.video4edit.model_copy(update=others)
     trainer = randomized(Trainer(config.model_copy(update={"video4edit": settings}), data, CPU))
     trainer.train_step()
