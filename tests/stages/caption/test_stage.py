@@ -16,7 +16,7 @@ from cluster.dag import Context
 from cluster.errors import UserError
 from cluster.folder import Folder
 from cluster.vllm import Engine, EngineSettings
-from stages.caption import stage
+from stages.caption import asking
 from stages.caption.offers import PHOTOREALISTIC, offer_types
 from stages.caption.stage import TUPLES_SCHEMA, CaptionConfig, caption_images, caption_sources
 from tests.stages.ingest.context import make_context
@@ -98,7 +98,7 @@ def run(ingest: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     def run(engine: Engine, name: str = "caption", **fields) -> Context:
         context = make_context(tmp_path / name, "caption")
-        monkeypatch.setattr(stage, "get_engine", lambda settings, context: engine)
+        monkeypatch.setattr(asking, "get_engine", lambda settings, context: engine)
         fields = {
             "engine": {"model": "m"},
             "edit_types": ("color",),
@@ -193,7 +193,7 @@ def test_too_many_bad_rows_stop_the_stage(run, monkeypatch: pytest.MonkeyPatch):
             ScriptedEngine(lambda key, _: json.dumps(GOOD) if int(key, 16) >= 12 else "no"),
             error_rate_limit=0.3,
         )
-    monkeypatch.setattr(stage, "_MIN_ROWS_FOR_GATE", 5)
+    monkeypatch.setattr(asking, "_MIN_ROWS_FOR_GATE", 5)
     engine = ScriptedEngine(lambda key, attempt: "no")
     with pytest.raises(UserError, match="5 of the first 5 images"):
         run(engine, "early", temperatures=(0.0,))
