@@ -97,9 +97,8 @@ def customize_images(inputs: Mapping[str, Artifact], config: CustomizeConfig, co
 
 
 def _read_example(path: str) -> bytes:
-    parent, _, name = path.rpartition("/")
     try:
-        return Folder(parent or ".").read_bytes(name)
+        return Folder(path).read_bytes("")
     except OSError as error:
         raise UserError(f"customize.example: {path} can't be read: {' '.join(str(error).split())}") from None
 

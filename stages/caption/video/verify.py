@@ -120,9 +120,8 @@ def read_overrides(path: str, known: Sequence[str]) -> dict[str, bool]:
     Raises:
         UserError: the file can't be read, lacks a column, or a line has a bad word, an id twice or an unknown one.
     """
-    parent, _, name = path.rpartition("/")
     try:
-        lines = csv.DictReader(io.StringIO(Folder(parent or ".").read_text(name)))
+        lines = csv.DictReader(io.StringIO(Folder(path).read_bytes("").decode("utf-8-sig")))
         rows = list(lines)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"verify_clips.overrides: {path} can't be read: {' '.join(str(error).split())}") from None
