@@ -72,11 +72,12 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One question about a row, and how its answer is read."""
+    """One question about a row, and how its answer is read; it may have a ladder of temperatures of its own."""
 
     messages: list[dict[str, Any]]
     schema: dict[str, Any] | None
     read: Callable[[str], Reading]
+    temperatures: Sequence[float] | None = None
 
 
 class Dropped(Exception):
@@ -124,7 +125,7 @@ class Asking:
 def ask(asking: Asking, config: AskingConfig, context: Context) -> None:
     """Fills `<table>/` with good rows and `dead_letters/` with the others and their reasons, in one schema.
 
-    Each call is made up to len(temperatures) times, at a rising temperature, until its answer can be read and keeps
+    Each call is made up to len(temperatures) times, each time at the next one, until its answer can be read and keeps
     the engine's rules. `rules.json` tells how often each rule was broken, with examples.
 
     Raises:
@@ -198,9 +199,12 @@ class Work:
         key, config, attempt = state.asked.key, self._config, state.attempts
         later = [state.num_calls] if state.num_calls > 1 else []
         seed = request_seed(config.seed, key, *later, attempt)
-        temperature = config.temperatures[attempt]
+        temperature = self._ladder(state)[attempt]
         request = ChatRequest(key, state.call.messages, state.call.schema, config.max_tokens, temperature, seed)
         self._waiting.append(request)
+
+    def _ladder(self, state: _State) -> Sequence[float]:
+        return state.call.temperatures or self._config.temperatures
 
     def _take(self, state: _State, reply: ChatReply) -> None:
         """Judges an answer: the conversation goes on, the call is made again, or the row is settled."""
@@ -212,7 +216,7 @@ class Work:
             self._note_broken(state, reading, reply)
         is_unfit = reading.fields is not None and self._asking.unfit.issuperset(reading.reasons)
         # A request's own fault comes again each time; anything else may go better at the next temperature.
-        is_final = is_unfit or reply.error is not None or state.attempts == len(self._config.temperatures)
+        is_final = is_unfit or reply.error is not None or state.attempts == len(self._ladder(state))
         if reading.reasons and not is_final:
             self._request(state)
             return

@@ -51,6 +51,9 @@ class CustomizeConfig(AskingConfig):
     )
     source_template: str = Field("A picture of the {object}", description="The source's caption, of {object}.")
     caption_template: str = Field("{object} {setting}", description="The target's, of {object} and {setting}.")
+    setting_temperatures: tuple[float, ...] = Field(
+        (1.0, 1.0, 0.8, 0.6), min_length=1, description="For settings, which are to differ for things of one name."
+    )
     example: str | None = Field(None, description="A picture that is fit, path or URL, shown before each.")
     max_tokens: int = Field(256, ge=1)
 
@@ -112,7 +115,8 @@ def _conversation(image: bytes, example: bytes | None, config: CustomizeConfig) 
             return Reading(None, [fields])
         return Reading(fields, check_settings(fields["backgrounds"], name, prompt.NUM_BACKGROUNDS))
 
-    settings = (yield Call(*prompt.build_backgrounds_chat(name), read_settings))["backgrounds"]
+    asked = Call(*prompt.build_backgrounds_chat(name), read_settings, config.setting_temperatures)
+    settings = (yield asked)["backgrounds"]
     return [_row(name, " ".join(setting.split()).rstrip(" ."), config) for setting in settings]
 
 

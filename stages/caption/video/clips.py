@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import bisect
 import io
+import itertools
+from collections.abc import Sequence
 
 from PIL import Image
 
 MAX_FRAMES = 1000
-MAX_PIXELS = 2_000_000_000  # of all frames together: 81 frames of 1080p are 168 million
-MAX_BYTES = 2_000_000_000
+MAX_PIXELS = 200_000_000  # of all frames together: 81 frames of 1080p are 168 million
+MAX_BYTES = 1_000_000_000
 
 
 def even_frames(clip: bytes | None, num_frames: int) -> list[bytes]:
-    """`num_frames` frames of a clip as PNG, evenly spread with the first and the last among them.
+    """What a clip shows at `num_frames` even moments, as PNG, from its beginning to its end; one is at the middle.
 
-    One frame is the middle one; a shorter clip gives all that it has. Sizes are checked before any pixel is decoded.
+    Time counts, not the stored frames: the format keeps neighbours that are alike as one frame that lasts. Sizes are
+    checked before any pixel is decoded.
 
     Raises:
         ValueError: empty, too large, not WebP, or broken.
@@ -23,22 +27,29 @@ def even_frames(clip: bytes | None, num_frames: int) -> list[bytes]:
         raise ValueError(f"over {MAX_BYTES} bytes" if clip else "no bytes")
     try:
         with Image.open(io.BytesIO(clip), formats=("WEBP",)) as image:
-            total = getattr(image, "n_frames", 1)
-            if total > MAX_FRAMES or total * image.width * image.height > MAX_PIXELS:
+            num_stored = getattr(image, "n_frames", 1)
+            if num_stored > MAX_FRAMES or num_stored * image.width * image.height > MAX_PIXELS:
                 raise ValueError(
-                    f"{total} frames of {image.width}x{image.height} pixels are over {MAX_FRAMES} frames or "
+                    f"{num_stored} frames of {image.width}x{image.height} pixels are over {MAX_FRAMES} frames or "
                     f"{MAX_PIXELS} pixels"
                 )
-            return [_frame(image, index) for index in spread(total, num_frames)]
+            ends = list(itertools.accumulate(_duration(image, index) for index in range(num_stored)))
+            return [_frame(image, index) for index in seen_at_even_moments(ends, num_frames)]
     except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from None
 
 
-def spread(total: int, num: int) -> list[int]:
-    """`num` even places in 0 to total - 1, or all of them if there are no more."""
-    if num == 1:
-        return [(total - 1) // 2]
-    return sorted({round(index * (total - 1) / (num - 1)) for index in range(num)})
+def seen_at_even_moments(ends: Sequence[int], num: int) -> list[int]:
+    """Which frames, ending at the times `ends`, are seen at `num` even moments from the beginning to the end."""
+    moments = [ends[-1] * index / (num - 1) for index in range(num)] if num > 1 else [ends[-1] / 2]
+    return [min(bisect.bisect_right(ends, moment), len(ends) - 1) for moment in moments]
+
+
+def _duration(image: Image.Image, index: int) -> int:
+    """Of a frame, in milliseconds; it is known when the frame is decoded."""
+    image.seek(index)
+    image.load()
+    return max(1, image.info.get("duration", 1))
 
 
 def _frame(image: Image.Image, index: int) -> bytes:

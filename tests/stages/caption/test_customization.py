@@ -109,6 +109,20 @@ def test_each_setting_of_a_fit_picture_is_a_row_and_the_others_are_no_errors(run
         assert context.out.read_table(name).schema.equals(CUSTOMIZATION_SCHEMA)
 
 
+def test_settings_are_sampled_and_objects_are_not(run):
+    def refuse_once(request, number):
+        if request.key == f"{0:016x}" and number == 1:
+            return json.dumps({"backgrounds": ["on a bear rug"] * 3})
+        return answer(request, number)
+
+    engine = ReplayEngine(refuse_once)
+    rows = rows_of(run(engine, temperatures=(0.0, 0.5), setting_temperatures=(1.0, 0.9)), "tuples")
+    settings = [request for request in engine.requests if not images_of(request)]
+    assert {request.temperature for request in engine.requests if images_of(request)} == {0.0, 0.5}
+    assert [request.temperature for request in settings if request.key == f"{0:016x}"] == [1.0, 0.9]
+    assert len({request.seed for request in settings}) == len(settings) == 11 and len(rows) == 30
+
+
 def test_the_rows_are_read_for_encoding_as_edit_tuples_are(run, ingest):
     context = run(ReplayEngine(answer), instruction_template="show it {setting}")
     rows = tuple_rows(ingest.folder, committed(context.out, "customize").folder).rows

@@ -16,7 +16,7 @@ from cluster.errors import UserError
 from stages.caption import asking
 from stages.caption.video import clips as stored
 from stages.caption.video import prompt
-from stages.caption.video.clips import even_frames, spread
+from stages.caption.video.clips import even_frames, seen_at_even_moments
 from stages.caption.video.prompts import PROMPTS_SCHEMA, VideoPromptsConfig, draw_styles, write_video_prompts
 from stages.caption.video.rules import check_clean
 from stages.caption.video.verify import (
@@ -162,9 +162,10 @@ def test_styles_without_a_place_for_the_caption_are_refused():
     assert identity(VideoPromptsConfig(styles=DAY_AND_NIGHT)) != identity(VideoPromptsConfig())
 
 
-def make_clip(num_frames: int, side: int = 8) -> bytes:
-    """A lossless clip whose frame number i has the gray value 10 i."""
-    frames = [Image.fromarray(np.full((side, side, 3), 10 * index, np.uint8)) for index in range(num_frames)]
+def make_clip(num_frames: int, side: int = 8, grays: list[int] | None = None) -> bytes:
+    """A lossless clip whose frames have these gray values; frame number i has 10 i where none are given."""
+    grays = grays or [10 * index for index in range(num_frames)]
+    frames = [Image.fromarray(np.full((side, side, 3), gray, np.uint8)) for gray in grays]
     buffer = io.BytesIO()
     frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:], duration=100, lossless=True)
     return buffer.getvalue()
@@ -177,11 +178,19 @@ def grays(frames: list[bytes]) -> list[int]:
 def test_frames_are_spread_over_the_clip():
     clip = make_clip(9)
     assert grays(even_frames(clip, 2)) == [0, 80]
-    assert grays(even_frames(clip, 4)) == [0, 30, 50, 80]
+    assert grays(even_frames(clip, 4)) == [0, 30, 60, 80]
     assert grays(even_frames(clip, 1)) == [40]
-    assert grays(even_frames(make_clip(3), 8)) == [0, 10, 20]
-    assert grays(even_frames(make_clip(1), 4)) == [0]
-    assert spread(81, 5) == [0, 20, 40, 60, 80]
+    assert grays(even_frames(make_clip(1), 2)) == [0, 0]
+    assert seen_at_even_moments([100 * index for index in range(1, 82)], 5) == [0, 20, 40, 60, 80]
+
+
+def test_a_frame_that_lasts_counts_as_long_as_it_is_seen():
+    """The format stores like neighbours once: six frames alike and three others are four."""
+    clip = make_clip(9, grays=[50] * 6 + [60, 70, 80])
+    with Image.open(io.BytesIO(clip)) as image:
+        assert image.n_frames == 4
+    assert grays(even_frames(clip, 4)) == [50, 50, 60, 80]
+    assert grays(even_frames(clip, 1)) == [50]
 
 
 def test_clips_that_cannot_be_shown_say_why(monkeypatch):
