@@ -1,4 +1,4 @@
-"""The ablation stage: ByG with one part taken away at a time, over several seeds (ByG, table 4).
+"""The ablation stages: a method with one part taken away at a time, over several seeds.
 
 Every training is one shard: a process of its own that trains, edits the held-out items with the average by the
 path that inference takes, and writes their scores. So the trainings run side by side, as many as there are
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field
@@ -19,9 +20,10 @@ from cluster.config import StageConfig, runtime
 from cluster.dag import Context
 from cluster.folder import Folder
 from cluster.shards import run_shards
-from stages.ablation.table import ROWS, RowName, page, results, summary_table
-from stages.train.backbones.models import resolved_device
-from stages.train.settings import TrainByGConfig
+from stages.ablation import rows
+from stages.ablation.table import page, results, summary_table
+from stages.train.backbones.models import resolved_device, resolved_model
+from stages.train.settings import TrainByGConfig, TrainConfig, TrainNPEditConfig, TrainVideo4EditConfig
 from stages.train.stage import train_sources
 
 SCORES_SCHEMA = pa.schema(
@@ -37,15 +39,53 @@ SCORES_SCHEMA = pa.schema(
 
 
 class AblationConfig(StageConfig):
-    """What is compared. The trainings differ in one switch of `train.byg` and in the seed, in nothing else."""
+    """What is compared. The trainings differ in one switch of the method and in the seed, in nothing else."""
 
-    rows: tuple[RowName, ...] = Field(tuple(ROWS), min_length=1)
+    table: ClassVar[rows.Table]
+
+    rows: tuple[str, ...]
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
-    train: TrainByGConfig = TrainByGConfig()
+    train: TrainConfig
     num_items: int = Field(96, ge=1, description="held-out items that every training is scored on")
     metric: Literal["scene"] = "scene"
     num_workers: int = runtime(1, ge=1, description="trainings at once")
     num_gpus: float = runtime(0, ge=0, description="Of each worker.")
+
+
+class ByGAblationConfig(AblationConfig):
+    """ByG's table 4."""
+
+    table = rows.BYG
+
+    rows: tuple[
+        Literal[
+            "full", "no_gradient_routing", "no_cycle", "no_directional", "no_bootstrap", "no_mse", "no_identity_steps"
+        ],
+        ...,
+    ] = Field(tuple(rows.BYG.rows), min_length=1)
+    train: TrainByGConfig = TrainByGConfig()
+
+
+class NPEditAblationConfig(AblationConfig):
+    """NP-Edit's table 3, and one sampling step."""
+
+    table = rows.NP_EDIT
+
+    rows: tuple[Literal["full", "only_dmd", "only_vlm", "no_identity_question", "vocabulary", "one_step"], ...] = Field(
+        tuple(rows.NP_EDIT.rows), min_length=1
+    )
+    train: TrainNPEditConfig = TrainNPEditConfig()
+
+
+class Video4EditAblationConfig(AblationConfig):
+    """Video4Edit's table 6, and the paper's own two terms. Trains a LoRA: each training is one process."""
+
+    table = rows.VIDEO4EDIT
+
+    rows: tuple[Literal["full", "no_distillation", "no_tail", "no_evolution_captions", "paper_terms"], ...] = Field(
+        tuple(rows.VIDEO4EDIT.rows), min_length=1
+    )
+    train: TrainVideo4EditConfig = TrainVideo4EditConfig()
 
 
 def ablation_sources(config: AblationConfig) -> Sequence[str]:
@@ -56,11 +96,15 @@ def ablation_sources(config: AblationConfig) -> Sequence[str]:
 def ablate(inputs: Mapping[str, Artifact], config: AblationConfig, context: Context) -> None:
     """Writes `scores.parquet` (a row per training and item), `figures/ablation.parquet` and `ablation.html`.
 
+    Needs `benchmark` and the stages with encoded rows; rows of the table learn from the first of these, but where they
+    name another.
+
     Raises:
         UserError: data or model don't fit, or a training diverged.
     """
     shards = {f"scores/{row}-seed{seed}.parquet": (row, seed) for seed in config.seeds for row in config.rows}
-    work = Training(shards, config, inputs["encode"].folder, inputs["benchmark"].folder, context)
+    encoded = {name: artifact.folder for name, artifact in inputs.items() if name != "benchmark"}
+    work = Training(shards, config, encoded, inputs["benchmark"].folder, context)
     run_shards(
         list(shards),
         work,
@@ -71,7 +115,7 @@ def ablate(inputs: Mapping[str, Artifact], config: AblationConfig, context: Cont
     )
     scores = pa.concat_tables([context.out.read_table(shard) for shard in shards])
     context.out.write_table("scores.parquet", scores)
-    table = summary_table(scores, config.rows)
+    table = summary_table(scores, config)
     context.out.write_table("figures/ablation.parquet", table)
     context.out.write_bytes("ablation.html", page(table, config).encode())
     context.set_rows(scores.num_rows)
@@ -84,46 +128,45 @@ class Training:
 
     shards: Mapping[str, tuple[str, int]]
     config: AblationConfig
-    encoded: Folder
+    encoded: Mapping[str, Folder]
     benchmark: Folder
     context: Context
 
     def __call__(self, shard: str) -> None:
         import torch
 
-        from stages.train.engine import METHODS, Trainer
+        from stages.train.engine import METHODS
         from stages.train.live import open_data
+        from stages.train.stage import new_trainer
 
-        row, seed = self.shards[shard]
-        train = self.config.train
-        byg = train.byg.model_copy(update=ROWS[row].switches)
-        config = train.model_copy(update={"byg": byg, "seed": seed, "sharding": "none", "num_workers": 1})
+        name, seed = self.shards[shard]
+        row, train = self.config.table.rows[name], self.config.train
+        settings = getattr(train, train.method).model_copy(update=row.switches)
+        changes = {train.method: settings, "seed": seed, "sharding": "none", "num_workers": 1}
+        config = train.model_copy(update=changes)
         torch.set_num_threads(config.num_threads)
         method = METHODS[config.method]
         device = torch.device(resolved_device(config.device))
-        data = open_data(self.encoded.local(), method.LATENTS, method.TEXTS, device)
-        trainer = Trainer(config, data, device)
+        folder = self.encoded[row.encoded or next(iter(self.encoded))]
+        data = open_data(folder.local(), method.LATENTS, method.TEXTS, device, method.LABELS)
+        trainer = new_trainer(config, data, device)
+        if config.init_adapter:
+            trainer.start_from(Path(resolved_model(config.init_adapter)))
         while trainer.step < config.num_steps:
             self.context.check()
             trainer.train_step()
-        rows = [{"row": row, "seed": seed} | scores for scores in self._scores(trainer)]
-        self.context.out.write_table(shard, pa.Table.from_pylist(rows, SCORES_SCHEMA))
+        scores = [{"row": name, "seed": seed} | scores for scores in self._scores(trainer)]
+        self.context.out.write_table(shard, pa.Table.from_pylist(scores, SCORES_SCHEMA))
 
     def _scores(self, trainer: Any) -> list[dict[str, Any]]:
-        import numpy as np
-
-        from stages.starter import oracle, world
-        from stages.train.backbones.pictures import to_images
-        from stages.train.preview import Preview, read_items
+        from stages.starter import world
+        from stages.train.preview import Preview, read_items, scene_metric
 
         items = read_items(self.benchmark, self.config.num_items)
         preview = Preview(trainer, items, None, self.config.train.num_preview_steps)
-        tokens = preview.tokens()[0].to(preview.source.dtype)
-        images = to_images(preview.encoder.decode_pixels(tokens, preview.height, preview.width))
-        rows = []
-        for item, image in zip(items, images, strict=True):
-            edit = world.Edit.from_json(item.metadata)
-            score = oracle.score(edit, np.asarray(image))
-            done = {"edit_success": bool(score.edit_success), "preservation": bool(score.preservation)}
-            rows.append({"item_id": item.id, "edit_type": edit.edit_type} | done)
-        return rows
+        scores = []
+        for item, edited in zip(items, preview.edits()[0], strict=True):
+            found = scene_metric(item, edited)
+            done = {name: bool(found[name]) for name in ("edit_success", "preservation")}
+            scores.append({"item_id": item.id, "edit_type": world.Edit.from_json(item.metadata).edit_type} | done)
+        return scores

@@ -2,48 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import html
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 if TYPE_CHECKING:
+    from stages.ablation.rows import Metric
     from stages.ablation.stage import AblationConfig
 
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A row of ByG's table 4: what is switched off, and the paper's figures (VIEScore, 0 to 10)."""
-
-    title: str
-    switches: Mapping[str, bool]
-    paper_edit_success: float
-    paper_preservation: float
-
-
-RowName = Literal[
-    "full", "no_gradient_routing", "no_cycle", "no_directional", "no_bootstrap", "no_mse", "no_identity_steps"
-]
-ROWS: dict[RowName, Row] = {
-    "full": Row("ours, full", {}, 8.317, 7.617),
-    "no_gradient_routing": Row("without gradient routing", {"gradient_routing": False}, 8.917, 7.183),
-    "no_cycle": Row("without cycle loss", {"cycle": False}, 8.983, 7.233),
-    "no_directional": Row("without directional loss", {"directional": False}, 8.400, 7.233),
-    "no_bootstrap": Row("without bootstrapping", {"bootstrap": False}, 5.517, 7.050),
-    "no_mse": Row("without regularization (MSE)", {"mse": False}, 0.633, 9.767),
-    "no_identity_steps": Row("without random identity steps", {"identity_steps": False}, 8.413, 7.450),
-}
 METRICS = ("edit_success", "preservation", "whole_scene_right")
 
 
-def summary_table(scores: pa.Table, rows: Sequence[str]) -> pa.Table:
+def summary_table(scores: pa.Table, config: AblationConfig) -> pa.Table:
     """Per row: the mean of each metric over the seeds, its standard deviation over them, and the paper's figures."""
     table = []
-    for name in rows:
+    for name in config.rows:
         seeds: dict[int, list[tuple[bool, bool]]] = {}
         for score in scores.to_pylist():
             if score["row"] == name:
@@ -53,10 +29,15 @@ def summary_table(scores: pa.Table, rows: Sequence[str]) -> pa.Table:
             means = [float(np.mean([read(score) for score in done])) for done in seeds.values()]
             values[metric] = statistics.fmean(means)
             values[f"{metric}_sd"] = statistics.stdev(means) if len(means) > 1 else None
-        row = ROWS[name]
-        values |= {"paper_edit_success": row.paper_edit_success, "paper_preservation": row.paper_preservation}
-        table.append(values)
+        paper = config.table.rows[name].paper
+        table.append(values | {f"paper_{metric}": paper.get(metric) for metric in compared(config)})
     return pa.Table.from_pylist(table)
+
+
+def compared(config: AblationConfig) -> tuple[Metric, ...]:
+    """The metrics that the paper's table has something like."""
+    rows = config.table.rows.values()
+    return tuple(metric for metric in METRICS if any(metric in row.paper for row in rows))
 
 
 def results(table: pa.Table) -> dict[str, dict[str, float]]:
@@ -65,8 +46,8 @@ def results(table: pa.Table) -> dict[str, dict[str, float]]:
     return {row["row"]: {name: row[name] for name in names if row[name] is not None} for row in table.to_pylist()}
 
 
-def agreement(table: pa.Table, metric: Literal["edit_success", "preservation"]) -> list[tuple[str, str]]:
-    """For each row but the full one: does it lie on the same side of the full one as in the paper?
+def agreement(table: pa.Table, metric: Metric) -> list[tuple[str, str]]:
+    """For each row but the full one that the paper has: does it lie on the same side of the full one as there?
 
     `(row, word)` with word `agrees`, `differs`, or `unclear` where the difference is within two standard errors of
     the seeds.
@@ -75,7 +56,7 @@ def agreement(table: pa.Table, metric: Literal["edit_success", "preservation"]) 
     full = by_name.get("full")
     found = []
     for name, row in by_name.items():
-        if full is None or name == "full":
+        if full is None or name == "full" or row[f"paper_{metric}"] is None:
             continue
         ours, paper = row[metric] - full[metric], row[f"paper_{metric}"] - full[f"paper_{metric}"]
         spread = [r[f"{metric}_sd"] ** 2 / r["num_seeds"] for r in (row, full) if r[f"{metric}_sd"] is not None]
@@ -97,30 +78,34 @@ th:first-child,td:first-child{text-align:left}small{color:#5b6570}tr.full td{fon
 
 def page(table: pa.Table, config: AblationConfig) -> str:
     """The table as one HTML page."""
-    words = {metric: dict(agreement(table, metric)) for metric in ("edit_success", "preservation")}
+    shown = compared(config)
+    words = {metric: dict(agreement(table, metric)) for metric in shown}
     lines = []
     for row in table.to_pylist():
         name = row["row"]
-        cells = [f"<td>{html.escape(ROWS[name].title)}</td>"]
+        cells = [f"<td>{html.escape(config.table.rows[name].title)}</td>"]
         for metric in METRICS:
             sd = row[f"{metric}_sd"]
             spread = f" <small>&plusmn; {100 * sd:.1f}</small>" if sd is not None else ""
             cells.append(f"<td>{100 * row[metric]:.1f}{spread}</td>")
-        for metric in ("edit_success", "preservation"):
-            word = words[metric].get(name, "")
-            cells.append(f"<td>{row[f'paper_{metric}']:.3f} <small>{word}</small></td>")
+        for metric in shown:
+            figure = row[f"paper_{metric}"]
+            text = "" if figure is None else f"{figure:.3g} <small>{words[metric].get(name, '')}</small>"
+            cells.append(f"<td>{text}</td>")
         lines.append(f'<tr class="{name}">{"".join(cells)}</tr>')
     num_seeds, num_items = table["num_seeds"][0], table["num_items"][0]
-    byg = config.train
+    train, method = config.train, config.table.method
+    heads = "".join(f"<th>{metric.replace('_', ' ')}</th>" for metric in METRICS)
+    heads += "".join(f"<th>paper: {metric.replace('_', ' ')}</th>" for metric in shown)
     return f"""<!doctype html><html lang="en"><meta charset="utf-8">
-<meta name="viewport" content="width=device-width,initial-scale=1"><title>ByG ablation</title><style>{_STYLE}</style>
-<h1>ByG, one part taken away at a time</h1>
+<meta name="viewport" content="width=device-width,initial-scale=1"><title>{method} ablation</title>
+<style>{_STYLE}</style>
+<h1>{method}, one part taken away at a time</h1>
 <p>Share of {num_items} held-out edits in percent, by the oracle: mean of {num_seeds} seeds and standard deviation over
-them. Each training: {byg.num_steps} steps of {byg.batch_size} rows. Beside it the paper's table 4 (VIEScore of a
-72B judge, 0 to 10, on real pictures), and whether the row lies on the same side of the full method as there
+them. Each training: {train.num_steps} steps of {train.batch_size} rows. Beside it the paper's {config.table.paper},
+and whether the row lies on the same side of the full method as there
 (<em>unclear</em>: within two standard errors).</p>
-<div class="wide"><table><thead><tr><th></th><th>edit success</th><th>preservation</th><th>whole scene right</th>
-<th>paper: edit success</th><th>paper: preservation</th></tr></thead><tbody>
+<div class="wide"><table><thead><tr><th></th>{heads}</tr></thead><tbody>
 {"".join(lines)}
 </tbody></table></div></html>
 """
