@@ -80,7 +80,7 @@ class Preview:
     def __init__(self, trainer: Trainer, items: Sequence[Item], metric: Metric | None, num_steps: int) -> None:
         config = trainer.config
         self.trainer, self.items, self.metric = trainer, items, metric
-        with loading(config.model, f"train_{config.method}.model") as backbone:
+        with loading(config.model, f"{config.stage}.model") as backbone:
             dtype = getattr(torch, config.dtype)
             model = resolved_model(config.model)
             self.encoder = backbone.Encoder(model, str(trainer.device), dtype, num_frames=config.num_frames)
