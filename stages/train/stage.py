@@ -147,7 +147,7 @@ class TrainRank:
             return None
         from stages.train.preview import METRICS, Preview, read_items
 
-        items = read_items(self.validation, config.num_preview_items)
+        items = read_items(self.validation, config.num_preview_items, config.num_frames)
         return Preview(trainer, items, METRICS[config.preview_metric], config.num_preview_steps)
 
     def _log(self, trainer: Trainer, figures: dict[str, float], seconds: float) -> None:
