@@ -14,8 +14,8 @@ from cluster.errors import UserError
 from cluster.folder import Folder
 from stages.train import flow
 from stages.train.backbones.backbone import loading
-from stages.train.backbones.models import resolved_model
 from stages.train.backbones.clip_files import read_clip
+from stages.train.backbones.models import resolved_model
 from stages.train.backbones.pictures import Picture, to_clips
 from stages.train.engine import Trainer
 
