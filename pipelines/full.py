@@ -17,7 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python pipeline
 from cluster.dag import Resources, Stage
 from pipelines.cli import main
 from stages.ablation.stage import AblationConfig, ablate, ablation_sources
+from stages.caption.customization.stage import CustomizeConfig, customize_images, customize_sources
+from stages.caption.evolution.stage import EvolveConfig, evolve_captions, evolve_sources
 from stages.caption.stage import CaptionConfig, caption_images, caption_sources
+from stages.caption.video.prompts import VideoPromptsConfig, prompts_sources, write_video_prompts
 from stages.edit.settings import EditConfig, edit_sources, trained_stages
 from stages.edit.stage import edit_images
 from stages.encode.rollouts import RolloutConfig, roll_out
@@ -30,9 +33,11 @@ from stages.starter.stages import (
     PairsConfig,
     ScenesConfig,
     ValidationConfig,
+    VideoCaptionsConfig,
     make_benchmark,
     make_pairs,
     make_scenes,
+    make_video_captions,
 )
 from stages.train.stage import (
     TrainByGConfig,
@@ -62,11 +67,17 @@ def is_used(configs: Mapping[str, Any], need: str) -> bool:
     return need not in TRAININGS or need in trained
 
 
+def has_captions(configs: Mapping[str, Any], need: str) -> bool:
+    """The pairs' evolution captions are written where the rollouts don't take those that the pairs have."""
+    return need != "evolve" or configs["rollout"].captions == "evolve"
+
+
 STAGES = (
     # training data: pictures alone
     Stage("scenes", "1", make_scenes, ScenesConfig),
     Stage("ingest", "1", ingest_images, IngestConfig, ("scenes",), COORDINATE, ingest_sources),
     Stage("caption", "1", caption_images, CaptionConfig, ("ingest",), VLLM, caption_sources),
+    Stage("customize", "1", customize_images, CustomizeConfig, ("ingest",), VLLM, customize_sources),
     Stage("encode", "2", encode_tuples, EncodeConfig, ("ingest", "caption"), COORDINATE, encode_sources),
     # held-out pictures with the edits asked of them; the oracle alone reads their truth
     Stage("benchmark", "1", make_benchmark, BenchmarkConfig),
@@ -79,8 +90,12 @@ STAGES = (
     Stage("encode_pairs", "1", encode_pairs, EncodeConfig, ("pairs",), COORDINATE, encode_sources),
     Stage("train_sft", "1", train, TrainSFTConfig, ("encode_pairs", "validation"), TRAIN, train_sources),
     # and the one that learns from a few pairs how a picture becomes its edit
-    Stage("rollout", "1", roll_out, RolloutConfig, ("pairs",), COORDINATE, encode_sources),
+    Stage("evolve", "1", evolve_captions, EvolveConfig, ("pairs",), VLLM, evolve_sources),
+    Stage("rollout", "1", roll_out, RolloutConfig, ("pairs", "evolve"), COORDINATE, encode_sources, has_captions),
     Stage("train_video4edit", "1", train, TrainVideo4EditConfig, ("rollout", "validation"), TRAIN, train_sources),
+    # ByG on video: what the clips that it learns from are to show, and in which style
+    Stage("video_captions", "1", make_video_captions, VideoCaptionsConfig),
+    Stage("video_prompts", "1", write_video_prompts, VideoPromptsConfig, ("video_captions",), VLLM, prompts_sources),
     # every method on the benchmark, judged and measured
     Stage("edit", "1", edit_images, EditConfig, EDIT_NEEDS, COORDINATE, edit_sources, is_used),
     Stage("evaluate", "1", evaluate_edits, EvaluateConfig, ("edit", "benchmark"), VLLM, evaluate_sources),

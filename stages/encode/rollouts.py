@@ -17,7 +17,7 @@ from cluster.artifacts import Artifact
 from cluster.config import runtime
 from cluster.dag import Context
 from cluster.errors import UserError
-from stages.encode.stage import EncodeConfig, EncodeShard, Row, in_batches, pair_rows, run_encoding
+from stages.encode.stage import EncodeConfig, EncodeShard, Row, Rows, in_batches, pair_rows, run_encoding
 from stages.train.backbones.models import resolved_device, resolved_model
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ class RolloutConfig(EncodeConfig):
     )
     num_frames: int = Field(5, ge=2, description="Of a clip, 1 + 4 k.")
     live: Literal[False] = Field(False, description="Rollouts are always made before the training.")
+    captions: Literal["evolve", "pairs"] = Field(
+        "evolve", description="Where evolution captions come from: the evolve stage, or the pairs' own column."
+    )
     evolution_captions: bool = Field(True, description="The teacher reads these; else the student's instruction.")
     num_inference_steps: int = Field(20, ge=1)
     guidance_scale: float = Field(5.0, ge=0, description="Classifier-free; off at 1 and below.")
@@ -49,14 +52,52 @@ class RolloutConfig(EncodeConfig):
 def roll_out(inputs: Mapping[str, Artifact], config: RolloutConfig, context: Context) -> None:
     """Samples the teacher's clip of every pair, from the source to the edited picture (Video4Edit, section 3.1).
 
-    Needs `pairs` with the text `evolution_caption`. Writes `rows/` and `texts/` as `stages.train.data` defines them,
-    with the fields that `stages.train.methods.video4edit` reads. Student and teacher must share autoencoder and
-    encoders, as Wan 2.1's do.
+    Evolution captions come from `evolve` if that is among the inputs, joined by `pair_id`, where pairs whose caption
+    isn't ok are left out; else from the column `evolution_caption` of the pairs. Writes `rows/` and `texts/` as
+    `stages.train.data` defines them, with the fields that `stages.train.methods.video4edit` reads. Student and
+    teacher must share autoencoder and encoders, as Wan 2.1's do.
 
     Raises:
-        UserError: there is no pair, a picture doesn't fit the model or the others, the model can't be loaded.
+        UserError: no pair has a caption, a picture doesn't fit the model or the others, the model can't be loaded.
     """
-    run_encoding(pair_rows(inputs["pairs"].folder, TEXT_FIELDS), config, context, RolloutShard)
+    rows = _captioned_rows(inputs, context) if "evolve" in inputs else _pairs_with_captions(inputs)
+    run_encoding(rows, config, context, RolloutShard)
+
+
+def _captioned_rows(inputs: Mapping[str, Artifact], context: Context) -> Rows:
+    """The pairs with the evolve stage's captions; those without one are left out and counted."""
+    folder = inputs["evolve"].folder
+    columns = ["pair_id", "evolution_caption", "outcome"]
+    captions = {
+        row["pair_id"]: row["evolution_caption"]
+        for file in folder.list(".parquet", recursive=True)
+        if file.startswith("captions/")
+        for row in folder.read_table(file, columns).to_pylist()
+        if row["outcome"] == "ok"
+    }
+    pairs = pair_rows(inputs["pairs"].folder, ("instruction",))
+    kept = [
+        dataclasses.replace(row, texts={**row.texts, "evolution_caption": captions[row.id]})
+        for row in pairs.rows
+        if row.id in captions
+    ]
+    if not kept:
+        raise UserError(
+            f"{context.stage}: none of the {len(pairs.rows)} pairs has a caption in {folder.url}: see rules.json "
+            f"there; or take the pairs' own with --set {context.stage}.captions=pairs."
+        )
+    context.set_figures({"num_pairs_without_caption": len(pairs.rows) - len(kept)})
+    return dataclasses.replace(pairs, rows=kept)
+
+
+def _pairs_with_captions(inputs: Mapping[str, Artifact]) -> Rows:
+    try:
+        return pair_rows(inputs["pairs"].folder, TEXT_FIELDS)
+    except UserError as error:
+        raise UserError(
+            f"rollout: {error} Pairs without evolution captions get them from the evolve stage, with --set "
+            "rollout.captions=evolve."
+        ) from None
 
 
 @dataclasses.dataclass

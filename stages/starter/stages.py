@@ -1,4 +1,4 @@
-"""The starter's stages with made-up data: training pictures, true pairs, and held-out benchmarks.
+"""The starter's stages with made-up data: training pictures, true pairs, videos' captions, held-out benchmarks.
 
 Every item has its own generator, seeded by (split, seed, index): splits share no draws, whatever their seeds,
 and a longer split begins with a shorter one's items.
@@ -20,10 +20,10 @@ from cluster.artifacts import Artifact
 from cluster.config import StageConfig
 from cluster.dag import Context
 from stages.starter import clip_edits, world
-from stages.starter.clips import evolution_caption, render_clip
+from stages.starter.clips import evolution_caption, render_clip, sample_clip
 from stages.train.backbones.clip_files import write_clip
 
-Split = Literal["scenes", "pairs", "benchmark", "validation", "video_benchmark", "video_validation"]
+Split = Literal["scenes", "pairs", "benchmark", "validation", "video_captions", "video_benchmark", "video_validation"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 PAIRS_SCHEMA = pa.schema(
@@ -104,6 +104,13 @@ class VideoValidationConfig(VideoBenchmarkConfig):
 
     split: Literal["video_benchmark", "video_validation"] = "video_validation"
     num_items: int = Field(24, ge=1)
+
+
+class VideoCaptionsConfig(StageConfig):
+    """Detailed captions of clips, without the clips."""
+
+    num_captions: int = Field(256, ge=1)
+    seed: int = Field(0, ge=0)
 
 
 def item_generator(split: Split, seed: int, index: int) -> np.random.Generator:
@@ -201,6 +208,14 @@ def make_video_benchmark(inputs: Mapping[str, Artifact], config: VideoBenchmarkC
             }
         )
     context.out.write_table("benchmark.parquet", pa.Table.from_pylist(rows, VIDEO_BENCHMARK_SCHEMA))
+
+
+def make_video_captions(inputs: Mapping[str, Artifact], config: VideoCaptionsConfig, context: Context) -> None:
+    """Writes `captions.parquet`: all that clips of one style would show, and that style, in words."""
+    ids = [f"caption-{config.seed}-{index:05d}" for index in range(config.num_captions)]
+    generators = (item_generator("video_captions", config.seed, index) for index in range(config.num_captions))
+    captions = [sample_clip(generator, clip_edits.CLIP_KINDS).caption for generator in generators]
+    context.out.write_table("captions.parquet", pa.table({"caption_id": ids, "caption": captions}))
 
 
 def _png(pixels: np.ndarray) -> bytes:

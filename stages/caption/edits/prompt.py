@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import pathlib
-import re
 from collections.abc import Sequence
+
+from stages.caption.answers import read_fields
 
 PROMPT_VERSION = "v1"
 FIELDS = ("edit_type", "src_caption", "instruction", "tgt_caption", "reverse_instruction")
@@ -90,51 +90,10 @@ def build_chat(
     return [{"role": "user", "content": content}], answer_schema(offered_types)
 
 
-_FENCE = re.compile(r"```[a-zA-Z]*\s*\n?(.*?)```", re.DOTALL)
-
-
-def json_objects(text: str) -> list[dict]:
-    """All JSON objects that stand in a model's answer outside its thinking, at the top level, in their order.
-
-    Fenced blocks are looked at first, so that an object that the prose quotes does not hide the answer.
-    """
-    text = text.rsplit("</think>", 1)[-1]
-    if "<think>" in text:  # the thinking was cut off: there is no answer
-        text = text.split("<think>", 1)[0]
-    found: list[dict] = []
-    decoder = json.JSONDecoder(strict=False)
-    for part in [*_FENCE.findall(text), _FENCE.sub(" ", text)]:
-        start = part.find("{")
-        while start >= 0:
-            try:
-                value, end = decoder.raw_decode(part, start)
-            except (ValueError, RecursionError):
-                end = start + 1
-            else:
-                if isinstance(value, dict):
-                    found.append(value)
-            start = part.find("{", end)
-    return found
-
-
 def parse(text: str) -> dict[str, str] | str:
     """The five fields of an answer, or the reason why there are none.
 
     Reasons: `no_json`, `missing_field:NAME`, `extra_field:NAME`, `not_text:NAME`, `empty_field:NAME`.
     """
-    objects = json_objects(text)
-    if not objects:
-        return "no_json"
-    answer = next((o for o in reversed(objects) if set(FIELDS) <= set(o)), objects[-1])
-    for name in FIELDS:
-        if name not in answer:
-            return f"missing_field:{name}"
-        if not isinstance(answer[name], str):
-            return f"not_text:{name}"
-        if not answer[name].strip():
-            return f"empty_field:{name}"
-    if extra := sorted(set(answer) - set(FIELDS)):
-        return f"extra_field:{extra[0][:40]}"
-    row = {name: " ".join(answer[name].split()) for name in FIELDS}
-    row["edit_type"] = row["edit_type"].lower()
-    return row
+    row = read_fields(text, dict.fromkeys(FIELDS, str))
+    return row if isinstance(row, str) else row | {"edit_type": row["edit_type"].lower()}

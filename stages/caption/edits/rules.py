@@ -14,13 +14,13 @@ import re
 from collections.abc import Mapping, Sequence
 
 from stages.caption.edits.prompt import FIELDS, MAX_CAPTION_LENGTH, MAX_INSTRUCTION_LENGTH
+from stages.caption.words import FUNCTION_WORDS, words
 
 MIN_WORDS = 2
 INVERSE_TYPES = {"remove": "add", "add": "remove", "replace": "replace"}
 EXACT_CAPTION_WORDS = 15  # a caption of so many words has no room for rephrasing,
 WORDS_PER_REPHRASED_WORD = 3  # a longer one has room for one word in so many of the rest
 
-_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _TARGET_FORBIDDEN = re.compile(r"\b(?:now|chang(?:ed|es|ing) (?:in)?to|turned into|without|no longer)\b", re.IGNORECASE)
 _REVERSE_FORBIDDEN = re.compile(r"\b(?:restor|revert|undo|undid|undone|original)\w*", re.IGNORECASE)
 _REMOVAL = re.compile(r"\b(?:remove|erase|delete|eliminate|get rid of|take away|take out|cut out)\b", re.IGNORECASE)
@@ -37,17 +37,9 @@ _NAME_END = re.compile(
 )
 _DETERMINER = re.compile(r"^(?:the|a|an|one|some|its|his|her|their|this|that|all|of|both|two|three)\s+", re.IGNORECASE)
 # words that may come and go: they tell nothing, or name the medium (a photo becomes a painting)
-_FREE_WORDS = frozenset(
-    "a an the of in on at by to with and or is are was were be been being it its this that there which while "
-    "as into onto from for near some one two his her their has have "
+_FREE_WORDS = FUNCTION_WORDS.union(
     "photo photograph picture image view scene painting drawing illustration rendering shot style".split()
 )
-
-
-def words(text: str) -> list[str]:
-    """The words of a text in lower case, a plural's s taken off, so that "dogs" is "dog"."""
-    found = [word.lower() for word in _WORD.findall(text)]
-    return [word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word for word in found]
 
 
 def find_object(edit_type: str, instruction: str) -> str:

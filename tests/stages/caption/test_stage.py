@@ -1,24 +1,21 @@
 import collections
-import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from PIL import Image
 
-from cluster.artifacts import Artifact, commit, read_artifact
-from cluster.chat import ChatReply, ChatRequest
+from cluster.artifacts import Artifact
+from cluster.chat import ChatReply
 from cluster.config import identity
 from cluster.dag import Context
 from cluster.errors import UserError
-from cluster.folder import Folder
 from cluster.vllm import Engine, EngineSettings
-from stages.caption import stage
+from stages.caption import asking
 from stages.caption.offers import PHOTOREALISTIC, offer_types
 from stages.caption.stage import TUPLES_SCHEMA, CaptionConfig, caption_images, caption_sources
+from tests.stages.caption.replay import NUM_SAMPLES, ReplayEngine, files_of, rows_of
 from tests.stages.ingest.context import make_context
 from tests.tiny_qwen import make_model
 
@@ -29,67 +26,6 @@ GOOD = {
     "tgt_caption": "blue circle top left on gray background",
     "reverse_instruction": "make the blue circle red",
 }
-NUM_SAMPLES = 30
-
-
-class ScriptedEngine(Engine):
-    """Answers by a function of (sample id, attempt), in an order that its seed decides; may stop after some
-    replies.
-    """
-
-    def __init__(self, answer: Callable[[str, int], str | ChatReply], seed: int = 0, stop_after: int | None = None):
-        self._answer, self._order = answer, np.random.default_rng(seed)
-        self._stop_after = stop_after
-        self.requests: list[ChatRequest] = []
-
-    def generate(self, requests: Iterable[ChatRequest | None]) -> Iterator[ChatReply]:
-        source, flying, exhausted, num_replies = iter(requests), [], False, 0
-        attempts: collections.Counter[str] = collections.Counter()
-        while True:
-            while not exhausted and len(flying) < 7:
-                request = next(source, "end")
-                exhausted = request == "end"
-                if exhausted or request is None:
-                    break
-                flying.append(request)
-                self.requests.append(request)
-            if not flying:
-                assert exhausted
-                return
-            request = flying.pop(self._order.integers(len(flying)))
-            answer = self._answer(request.key, attempts[request.key])
-            attempts[request.key] += 1
-            num_replies += 1
-            if num_replies == self._stop_after:
-                raise KeyboardInterrupt
-            yield answer if isinstance(answer, ChatReply) else ChatReply(request.key, answer, "stop", 50, 40)
-
-
-@pytest.fixture
-def ingest(tmp_path: Path) -> Artifact:
-    """Thirty small pictures in two files of samples, and a table of dead letters that nobody may read."""
-    folder = Folder(tmp_path / "ingest" / "feed")
-    for part in range(2):
-        rows = [_sample(i) for i in range(part * 15, part * 15 + 15)]
-        folder.write_table(f"samples/{part:05d}.parquet", pa.Table.from_pylist(rows))
-    folder.write_table("dead_letters/00000.parquet", pa.table({"sample_id": ["dead"]}))
-    fields = {
-        "stage": "ingest",
-        "version": "1",
-        "fingerprint": "feed",
-        "parents": {},
-        "config": {},
-        "identity": {},
-    }
-    commit(folder, **fields, rows=NUM_SAMPLES, code_version="v", run_id="r")
-    return read_artifact(Folder(tmp_path), "ingest", "feed")
-
-
-def _sample(i: int) -> dict:
-    buffer = io.BytesIO()
-    pixels = np.random.default_rng(i).integers(0, 255, (32, 32, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return {"sample_id": f"{i:016x}", "image": buffer.getvalue(), "metadata": "{}"}
 
 
 @pytest.fixture
@@ -98,7 +34,7 @@ def run(ingest: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     def run(engine: Engine, name: str = "caption", **fields) -> Context:
         context = make_context(tmp_path / name, "caption")
-        monkeypatch.setattr(stage, "get_engine", lambda settings, context: engine)
+        monkeypatch.setattr(asking, "get_engine", lambda settings, context: engine)
         fields = {
             "engine": {"model": "m"},
             "edit_types": ("color",),
@@ -111,13 +47,9 @@ def run(ingest: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return run
 
 
-def rows_of(context: Context, folder: str) -> list[dict]:
-    names = [name for name in context.out.list(".parquet", recursive=True) if name.startswith(f"{folder}/")]
-    return [row for name in names for row in context.out.read_table(name).to_pylist()]
-
-
-def files_of(context: Context) -> dict[str, str]:
-    return {name: context.out.sha256(name) for name in context.out.list("", recursive=True)}
+def scripted(answer: Callable[[str, int], str | ChatReply], **options) -> ReplayEngine:
+    """Answers by a function of (sample id, attempt)."""
+    return ReplayEngine(lambda request, number: answer(request.key, number), **options)
 
 
 def answer_by_id(sample_id: str, attempt: int) -> str:
@@ -131,7 +63,7 @@ def answer_by_id(sample_id: str, attempt: int) -> str:
 
 
 def test_every_image_becomes_a_tuple_or_a_dead_letter_with_its_reason(run):
-    engine = ScriptedEngine(answer_by_id)
+    engine = scripted(answer_by_id)
     context = run(engine)
     good, bad = rows_of(context, "tuples"), rows_of(context, "dead_letters")
     assert sorted(row["sample_id"] for row in good + bad) == [f"{i:016x}" for i in range(NUM_SAMPLES)]
@@ -152,7 +84,7 @@ def test_every_image_becomes_a_tuple_or_a_dead_letter_with_its_reason(run):
 
 
 def test_retries_grow_warmer_with_a_seed_of_their_own(run):
-    engine = ScriptedEngine(answer_by_id)
+    engine = scripted(answer_by_id)
     run(engine, temperatures=(0.0, 0.5, 0.9))
     for number in (7, 17):
         mine = [request for request in engine.requests if int(request.key, 16) == number]
@@ -162,11 +94,11 @@ def test_retries_grow_warmer_with_a_seed_of_their_own(run):
 
 
 def test_the_result_depends_on_neither_order_nor_interruption(run):
-    whole = files_of(run(ScriptedEngine(answer_by_id, seed=1), "whole"))
-    assert files_of(run(ScriptedEngine(answer_by_id, seed=2), "other_order")) == whole
+    whole = files_of(run(scripted(answer_by_id, seed=1), "whole"))
+    assert files_of(run(scripted(answer_by_id, seed=2), "other_order")) == whole
     with pytest.raises(KeyboardInterrupt):
-        run(ScriptedEngine(answer_by_id, seed=3, stop_after=22), "cut_off")
-    engine = ScriptedEngine(answer_by_id, seed=4)
+        run(scripted(answer_by_id, seed=3, stop_after=22), "cut_off")
+    engine = scripted(answer_by_id, seed=4)
     context = run(engine, "cut_off")
     assert files_of(context) == whole
     assert 0 < len({request.key for request in engine.requests}) < NUM_SAMPLES  # finished shards aren't asked again
@@ -181,7 +113,7 @@ def test_truncated_and_refused_requests_have_their_outcome(run):
             return ChatReply(sample_id, error="image: broken")
         return json.dumps(GOOD)
 
-    bad = {int(row["sample_id"], 16): row for row in rows_of(run(ScriptedEngine(answer)), "dead_letters")}
+    bad = {int(row["sample_id"], 16): row for row in rows_of(run(scripted(answer)), "dead_letters")}
     assert (bad[0]["outcome"], bad[0]["attempts"], bad[0]["finish_reason"]) == ("truncated", 4, "length")
     assert (bad[1]["outcome"], bad[1]["reason"], bad[1]["attempts"]) == ("failed", "image: broken", 1)
     assert len(bad) == 2
@@ -190,11 +122,11 @@ def test_truncated_and_refused_requests_have_their_outcome(run):
 def test_too_many_bad_rows_stop_the_stage(run, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(UserError, match=r"12 of the first 30 images .*error_rate_limit=0.3.*no_json \(12\)"):
         run(
-            ScriptedEngine(lambda key, _: json.dumps(GOOD) if int(key, 16) >= 12 else "no"),
+            scripted(lambda key, _: json.dumps(GOOD) if int(key, 16) >= 12 else "no"),
             error_rate_limit=0.3,
         )
-    monkeypatch.setattr(stage, "_MIN_ROWS_FOR_GATE", 5)
-    engine = ScriptedEngine(lambda key, attempt: "no")
+    monkeypatch.setattr(asking, "_MIN_ROWS_FOR_GATE", 5)
+    engine = scripted(lambda key, attempt: "no")
     with pytest.raises(UserError, match="5 of the first 5 images"):
         run(engine, "early", temperatures=(0.0,))
     assert len(engine.requests) < 15

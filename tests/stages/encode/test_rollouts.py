@@ -1,8 +1,10 @@
 """Rollouts: the teacher's clips are those of diffusers' pipeline, however the work is cut."""
 
+import importlib
 import io
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline
@@ -10,6 +12,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from cluster.config import identity
+from cluster.dag import narrowed
 from cluster.errors import UserError
 from cluster.folder import Folder
 from stages.encode.rollouts import RolloutConfig, roll_out
@@ -117,10 +120,52 @@ def test_the_teacher_can_be_told_the_instruction_alone(run):
     assert torch.equal(told.latents["tail"], plain.latents["tail"])
 
 
+def evolved(pairs, folder, outcomes) -> dict:
+    """The pairs without captions of their own, and what the evolve stage made of them."""
+    table = pairs["pairs"].folder.read_table("pairs.parquet")
+    rows = [
+        {"pair_id": pair_id, "evolution_caption": f"told anew: {caption}", "outcome": outcome}
+        for pair_id, caption, outcome in zip(
+            table["pair_id"].to_pylist(), table["evolution_caption"].to_pylist(), outcomes, strict=True
+        )
+    ]
+    for name, is_good in (("captions", True), ("dead_letters", False)):
+        part = [row for row in rows if (row["outcome"] == "ok") == is_good]
+        if part:
+            Folder(folder / "evolve").write_table(f"{name}/00000.parquet", pa.Table.from_pylist(part))
+    Folder(folder / "mute").write_table("pairs.parquet", table.drop_columns(["evolution_caption"]))
+    return {
+        "pairs": committed(Folder(folder / "mute"), "pairs"),
+        "evolve": committed(Folder(folder / "evolve"), "evolve"),
+    }
+
+
+def test_captions_of_the_evolve_stage_are_joined_by_pair(run, pairs, tmp_path):
+    given = evolved(pairs, tmp_path / "some", ["ok", "filtered", "ok", "ok"])
+    context = run("told", given)
+    rows = context.out.read_table(context.out.list("rows/00000.parquet", recursive=True)[0]).to_pylist()
+    table = pairs["pairs"].folder.read_table("pairs.parquet").to_pylist()
+    kept = [table[index] for index in (0, 2, 3)]
+    texts = [(row["id"], row["instruction"], row["evolution_caption"]) for row in rows]
+    assert texts == [(row["pair_id"], row["instruction"], f"told anew: {row['evolution_caption']}") for row in kept]
+    assert context.figures["num_pairs_without_caption"] == 1 and context.rows == 3
+    with pytest.raises(UserError, match="told: none of the 4 pairs has a caption .*--set told.captions=pairs"):
+        run("told", evolved(pairs, tmp_path / "none", ["failed"] * 4))
+
+
+def test_where_captions_come_from_decides_which_stages_are_planned():
+    full = importlib.import_module("pipelines.full")
+    for captions, needs in (("evolve", ("pairs", "evolve")), ("pairs", ("pairs",))):
+        config = RolloutConfig(captions=captions)
+        (stage,) = [s for s in narrowed([s for s in full.STAGES if s.name == "rollout"], {"rollout": config})]
+        assert stage.needs == needs
+    assert identity(RolloutConfig(captions="pairs")) != identity(RolloutConfig())
+
+
 def test_what_cannot_be_rolled_out_is_refused(run, pairs, tiny_wans, tiny_flux, tmp_path):  # noqa: F811
     table = pairs["pairs"].folder.read_table("pairs.parquet").drop_columns(["evolution_caption"])
     Folder(tmp_path / "mute").write_table("pairs.parquet", table)
-    with pytest.raises(UserError, match="no table with the columns .*evolution_caption"):
+    with pytest.raises(UserError, match="no table with the columns .*evolution_caption.*rollout.captions=evolve"):
         run("mute", {"pairs": committed(Folder(tmp_path / "mute"), "pairs")})
     with pytest.raises(UserError, match="no clips"):
         run("flux", model=str(tiny_flux))

@@ -10,9 +10,11 @@ from stages.starter.stages import (
     PairsConfig,
     ScenesConfig,
     ValidationConfig,
+    VideoCaptionsConfig,
     make_benchmark,
     make_pairs,
     make_scenes,
+    make_video_captions,
     sample_edits,
 )
 from tests.stages.ingest.context import make_context
@@ -71,6 +73,29 @@ def test_benchmark_is_balanced_and_carries_its_truth(tmp_path):
         assert np.array_equal(pixels(row["image"]), world.render(edit.source))
         assert oracle.score(edit, world.render(edit.target)).whole_scene_right
         assert not oracle.score(edit, world.render(edit.source)).whole_scene_right
+
+
+def test_video_captions_tell_of_clips_of_one_style(tmp_path):
+    short, long, other = (make_context(tmp_path, name) for name in ("short", "long", "other"))
+    make_video_captions({}, VideoCaptionsConfig(num_captions=30), short)
+    make_video_captions({}, VideoCaptionsConfig(num_captions=90), long)
+    make_video_captions({}, VideoCaptionsConfig(num_captions=30, seed=1), other)
+    rows = [context.out.read_table("captions.parquet").to_pylist() for context in (short, long, other)]
+    assert rows[1][:30] == rows[0] and len({row["caption_id"] for part in rows[1:] for row in part}) == 120
+    captions = [row["caption"] for row in rows[1]]
+    assert len(set(captions)) > 80 and not set(captions) & {row["caption"] for row in rows[2]}
+    assert not any("night falls" in caption or "day breaks" in caption for caption in captions)
+    assert 8 < sum(caption.endswith(" at night") for caption in captions) < 40
+    for words in (
+        " turns ",
+        " fades in ",
+        " fades out",
+        " shifts from ",
+        " morphs into ",
+        " moves to ",
+        "nothing changes",
+    ):
+        assert any(words in caption for caption in captions), words
 
 
 def test_no_picture_is_in_two_splits(tmp_path):

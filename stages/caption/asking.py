@@ -1,0 +1,287 @@
+"""How every engine asks a model about rows: fed over the borders of shards, a failed answer asked for again up a
+ladder of temperatures, every row settled with its outcome, every shard committed when it is whole.
+
+What is asked and what an answer is worth is the engine's own: an `Asking`.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import pathlib
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import Any, Literal
+
+import pyarrow as pa
+from pydantic import Field
+
+from cluster.chat import ChatReply, ChatRequest, request_seed
+from cluster.config import StageConfig, runtime
+from cluster.dag import Context
+from cluster.shards import name_shards
+from cluster.vllm import Engine, EngineSettings, get_engine
+from stages.caption.report import check_error_rate, write_report
+
+OUTCOME_COLUMNS = (
+    ("outcome", pa.string()),
+    ("reason", pa.string()),
+    ("attempts", pa.int32()),
+    ("finish_reason", pa.string()),
+    ("prompt_tokens", pa.int32()),
+    ("completion_tokens", pa.int32()),
+    ("prompt_version", pa.string()),
+    ("prompt_hash", pa.string()),
+    ("model", pa.string()),
+)
+_MIN_ROWS_FOR_GATE = 64
+_MAX_ANSWER_KEPT = 2000  # characters
+
+
+class AskingConfig(StageConfig):
+    """Which model is asked, how often, and what is done with bad answers."""
+
+    engine: EngineSettings = EngineSettings(model="stages/starter/models/qwen3vl")
+    prompt_version: Literal["v1"] = "v1"
+    temperatures: tuple[float, ...] = Field((0.0, 0.6, 0.8, 1.0), min_length=1, description="One for each attempt.")
+    max_tokens: int = Field(512, ge=1)
+    shard_size: int = Field(256, ge=1, description="Rows that are asked about in one logical shard.")
+    seed: int = 0
+    error_rate_limit: float = runtime(
+        0.5, ge=0, le=1, description="Share of rows that came to nothing which fails the stage."
+    )
+
+
+def asking_sources(config: AskingConfig, prompt: ModuleType) -> list[str]:
+    """Outside files that the result depends on: the model's folder and the words of the prompt."""
+    return [*config.engine.source(), str(pathlib.Path(prompt.__file__).parent / config.prompt_version)]
+
+
+def with_outcome(columns: Sequence[tuple[str, pa.DataType]]) -> pa.Schema:
+    """The schema of an engine's table: its own columns, then what became of the row."""
+    return pa.schema([*columns, *OUTCOME_COLUMNS])
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What an answer says: its fields, or None where it can't be read; and why it can't be used."""
+
+    fields: Mapping[str, Any] | None
+    reasons: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One question about a row, and how its answer is read; it may have a ladder of temperatures of its own."""
+
+    messages: list[dict[str, Any]]
+    schema: dict[str, Any] | None
+    read: Callable[[str], Reading]
+    temperatures: Sequence[float] | None = None
+
+
+class Dropped(Exception):
+    """Raised by a conversation that knows without an answer that its row comes to nothing, and why."""
+
+    def __init__(self, outcome: Literal["filtered", "failed"], reason: str):
+        super().__init__(reason)
+        self.outcome, self.reason = outcome, reason
+
+
+# Yields calls, gets the fields of each good answer, returns the rows that they make.
+Conversation = Generator[Call, Mapping[str, Any], Sequence[Mapping[str, Any]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A row that is asked about; `known` are columns that it has whatever the answers are."""
+
+    key: str
+    conversation: Conversation
+    known: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Asking:
+    """What an engine asks about which rows, and the table that comes of it.
+
+    key: the column that names a row. keys: all rows, in order. rows: what is asked about the keys of one shard,
+    made one after the other, when there is room. table: the folder of good rows. unit: what a row is, in words.
+    unfit: reasons that are no errors: the answer is right, the row isn't wanted. tally: a column whose values are
+    counted for the report.
+    """
+
+    key: str
+    keys: Sequence[str]
+    rows: Callable[[Sequence[str]], Iterator[Asked]]
+    table: str
+    unit: str
+    schema: pa.Schema
+    prompt_hash: str
+    unfit: frozenset[str] = frozenset()
+    tally: str | None = None
+
+
+def ask(asking: Asking, config: AskingConfig, context: Context) -> None:
+    """Fills `<table>/` with good rows and `dead_letters/` with the others and their reasons, in one schema.
+
+    Each call is made up to len(temperatures) times, each time at the next one, until its answer can be read and keeps
+    the engine's rules. `rules.json` tells how often each rule was broken, with examples.
+
+    Raises:
+        UserError: the model can't be loaded, or more than `error_rate_limit` of the rows came to nothing.
+    """
+    shards = name_shards(asking.keys, config.shard_size, prefix=f"{asking.table}/")
+    pending = {name: keys for name, keys in shards.items() if not context.out.exists(name)}
+    if pending:
+        Work(asking, config, context, pending).run(get_engine(config.engine, context))
+    write_report(asking, list(shards), config.error_rate_limit, context)
+
+
+@dataclasses.dataclass
+class _State:
+    """A row that isn't settled: its call, how often that was made, and what the calls before it came to."""
+
+    shard: str
+    asked: Asked
+    call: Call | None = None
+    num_calls: int = 0
+    attempts: int = 0
+    most_attempts: int = 0
+    finish_reason: str | None = None
+    prompt_tokens: int = 0  # of each call's last answer
+    completion_tokens: int = 0
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Work:
+    """Feeds the shards' rows to the engine without a pause between shards and commits every shard when it is whole."""
+
+    def __init__(self, asking: Asking, config: AskingConfig, context: Context, shards: Mapping[str, Sequence[str]]):
+        self._asking, self._config, self._context, self._shards = asking, config, context, shards
+        self._num_before = len(asking.keys) - sum(map(len, shards.values()))
+        self._states: dict[str, _State] = {}
+        self._waiting: collections.deque[ChatRequest] = collections.deque()
+        self._rows: dict[str, dict[str, list[dict[str, Any]]]] = {name: {} for name in shards}
+        self._broken: dict[str, list[dict[str, Any]]] = {name: [] for name in shards}
+        self._outcomes: collections.Counter[str] = collections.Counter()
+        self._reasons: collections.Counter[str] = collections.Counter()
+        self._num_unfit = 0
+
+    def run(self, engine: Engine) -> None:
+        for reply in engine.generate(self._requests()):
+            self._take(self._states[reply.key], reply)
+
+    def _requests(self) -> Iterator[ChatRequest | None]:
+        for shard, keys in self._shards.items():
+            for asked in self._asking.rows(keys):
+                while self._waiting:
+                    yield self._waiting.popleft()
+                self._states[asked.key] = _State(shard, asked)
+                self._go_on(self._states[asked.key], None)
+        while self._states:
+            yield self._waiting.popleft() if self._waiting else None
+
+    def _go_on(self, state: _State, fields: Mapping[str, Any] | None) -> None:
+        """Gives the conversation what its call came to (None at its beginning), and makes its next call."""
+        try:
+            call = state.asked.conversation.send(fields)
+        except StopIteration as end:
+            self._settle(state, "ok", [], end.value)
+        except Dropped as dropped:
+            self._settle(state, dropped.outcome, [dropped.reason])
+        else:
+            state.call, state.attempts = call, 0
+            state.num_calls += 1
+            self._request(state)
+
+    def _request(self, state: _State) -> None:
+        key, config, attempt = state.asked.key, self._config, state.attempts
+        later = [state.num_calls] if state.num_calls > 1 else []
+        seed = request_seed(config.seed, key, *later, attempt)
+        temperature = self._ladder(state)[attempt]
+        request = ChatRequest(key, state.call.messages, state.call.schema, config.max_tokens, temperature, seed)
+        self._waiting.append(request)
+
+    def _ladder(self, state: _State) -> Sequence[float]:
+        return state.call.temperatures or self._config.temperatures
+
+    def _take(self, state: _State, reply: ChatReply) -> None:
+        """Judges an answer: the conversation goes on, the call is made again, or the row is settled."""
+        state.attempts += 1
+        state.most_attempts = max(state.most_attempts, state.attempts)
+        state.finish_reason = reply.finish_reason
+        reading = Reading(None, [reply.error]) if reply.error is not None else state.call.read(reply.text)
+        if reading.reasons:
+            self._note_broken(state, reading, reply)
+        is_unfit = reading.fields is not None and self._asking.unfit.issuperset(reading.reasons)
+        # A request's own fault comes again each time; anything else may go better at the next temperature.
+        is_final = is_unfit or reply.error is not None or state.attempts == len(self._ladder(state))
+        if reading.reasons and not is_final:
+            self._request(state)
+            return
+        state.prompt_tokens += reply.prompt_tokens
+        state.completion_tokens += reply.completion_tokens
+        state.fields |= reading.fields or {}
+        if not reading.reasons:
+            self._go_on(state, reading.fields)
+            return
+        unread = "truncated" if reply.finish_reason == "length" and reply.error is None else "failed"
+        self._settle(state, unread if reading.fields is None else "filtered", reading.reasons)
+
+    def _note_broken(self, state: _State, reading: Reading, reply: ChatReply) -> None:
+        item = {
+            self._asking.key: reply.key,
+            "attempt": state.attempts,
+            "reasons": list(reading.reasons),
+            "answer": reply.text[:_MAX_ANSWER_KEPT],
+        }
+        self._broken[state.shard].append(item | ({"call": state.num_calls} if state.num_calls > 1 else {}))
+
+    def _settle(
+        self, state: _State, outcome: str, reasons: Sequence[str], rows: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Puts the rows together: those of the conversation if it went well, else one with what is known."""
+        key, names = state.asked.key, self._asking.schema.names
+        of_all = {self._asking.key: key, **state.asked.known}
+        what_became = {
+            "outcome": outcome,
+            "reason": "; ".join(reasons) or None,
+            "attempts": state.most_attempts,
+            "finish_reason": state.finish_reason,
+            "prompt_tokens": state.prompt_tokens,
+            "completion_tokens": state.completion_tokens,
+            "prompt_version": self._config.prompt_version,
+            "prompt_hash": self._asking.prompt_hash,
+            "model": self._config.engine.model,
+        }
+        own = rows if outcome == "ok" else [{name: state.fields[name] for name in names if name in state.fields}]
+        self._states.pop(key)
+        self._rows[state.shard][key] = [dict.fromkeys(names) | row | of_all | what_became for row in own]
+        self._outcomes[outcome] += 1
+        self._reasons.update(reasons)
+        self._num_unfit += bool(reasons) and self._asking.unfit.issuperset(reasons)
+        num_done, unit = self._outcomes.total(), self._asking.unit
+        share = self._outcomes["ok"] / num_done
+        self._context.progress(self._num_before + num_done, len(self._asking.keys), f"{unit}s", ok=share)
+        if num_done >= _MIN_ROWS_FOR_GATE:
+            num_bad = num_done - self._outcomes["ok"] - self._num_unfit
+            check_error_rate(num_bad, num_done, self._reasons, self._config.error_rate_limit, unit, self._context)
+        if len(self._rows[state.shard]) == len(self._shards[state.shard]):
+            self._commit(state.shard)
+
+    def _commit(self, shard: str) -> None:
+        """The table of good rows goes last: where it is, the shard is done."""
+        found = self._rows.pop(shard)
+        rows = [row for key in self._shards[shard] for row in found[key]]
+        schema, key = self._asking.schema, self._asking.key
+        out, name = self._context.out, pathlib.PurePosixPath(shard).name
+        broken = sorted(self._broken.pop(shard), key=lambda item: (item[key], item.get("call", 1), item["attempt"]))
+        out.write_json(f"rules/{name.removesuffix('.parquet')}.json", broken)
+        if bad := [row for row in rows if row["outcome"] != "ok"]:
+            out.write_table(f"dead_letters/{name}", pa.Table.from_pylist(bad, schema))
+        good = [row for row in rows if row["outcome"] == "ok"]
+        out.write_table(shard, pa.Table.from_pylist(good, schema))
+        num_done = self._num_before + self._outcomes.total()
+        shares = {f"share_{name}": count / self._outcomes.total() for name, count in self._outcomes.items()}
+        self._context.log_metrics(shares, step=num_done)
