@@ -14,6 +14,7 @@ from PIL import Image
 from cluster.errors import UserError
 from cluster.folder import Folder
 from stages.edit.editors import Item
+from stages.train.backbones.clip_files import read_clip
 
 ITEM_COLUMNS = ("item_id", "image", "instruction", "src_caption", "tgt_caption", "metadata")
 MAX_PIXELS = 50_000_000
@@ -43,16 +44,19 @@ def item_ids_of(benchmark: Folder) -> list[str]:
     return list(counts)
 
 
-def batches(benchmark: Folder, item_ids: Sequence[str], batch_size: int) -> Iterator[tuple[list[Item], list[str]]]:
-    """These items with their metadata, in batches of pictures of one size."""
+def batches(
+    benchmark: Folder, item_ids: Sequence[str], batch_size: int, num_frames: int = 1
+) -> Iterator[tuple[list[Item], list[str]]]:
+    """These items with their metadata, in batches of pictures of one size; or of clips, with `num_frames` above 1."""
     wanted = set(item_ids)
     found: list[tuple[Item, str]] = []
     for name in _tables(benchmark):
-        table = benchmark.read_table(name, list(ITEM_COLUMNS))
+        table = benchmark.read_table(name, [*ITEM_COLUMNS, *(("clip",) if num_frames > 1 else ())])
         chosen = pa.array([item_id in wanted for item_id in table["item_id"].to_pylist()])
         for row in table.filter(chosen).to_pylist():
             image = read_image(row["item_id"], row["image"])
-            item = Item(row["item_id"], image, row["instruction"], row["src_caption"], row["tgt_caption"])
+            frames = read_frames(row["item_id"], row["clip"], num_frames) if num_frames > 1 else ()
+            item = Item(row["item_id"], image, row["instruction"], row["src_caption"], row["tgt_caption"], frames)
             found.append((item, row["metadata"]))
     found.sort(key=lambda pair: pair[0].image.size)
     for _, group in itertools.groupby(found, key=lambda pair: pair[0].image.size):
@@ -72,3 +76,12 @@ def read_image(item_id: str, data: bytes | None) -> Image.Image:
     except (OSError, ValueError, SyntaxError) as error:
         text = " ".join(str(error).split())[:200]
         raise UserError(f"edit: item {item_id!r} can't be read ({text}). Repair it.") from None
+
+
+def read_frames(item_id: str, data: bytes | None, num_frames: int) -> tuple[Image.Image, ...]:
+    """An item's clip as so many RGB pictures. Raises UserError, naming the item, if it can't be read."""
+    try:
+        return tuple(read_clip(data, num_frames))
+    except (OSError, ValueError, SyntaxError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise UserError(f"edit_video: the clip of item {item_id!r} can't be read ({text}). Repair it.") from None

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from stages.edit.sampler import Sampler
+    from stages.train.backbones.pictures import Picture
 
 Method = Literal[
     "byg",
@@ -28,6 +29,7 @@ Method = Literal[
     "zero_shot_i2v",
     "sft",
 ]
+ClipMethod = Literal["byg_video", "untrained", "copy", "regenerate", "sdedit", "flowedit"]  # on items that are clips
 VIDEO_METHODS = ("video4edit", "zero_shot_i2v")  # they make a clip with a model of their own, and keep its last frame
 ADAPTER_STAGES = {
     "byg": "train_byg",
@@ -35,31 +37,39 @@ ADAPTER_STAGES = {
     "flow_grpo": "train_flow_grpo",
     "sft": "train_sft",
     "video4edit": "train_video4edit",
+    "byg_video": "train_byg_video",
 }  # trained methods, and the stages that train them
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """What is asked of an editor: an RGB picture and the texts about it."""
+    """What is asked of an editor: an RGB picture, or a clip and its first frame, and the texts about it."""
 
     item_id: str
     image: Image.Image
     instruction: str
     src_caption: str
     tgt_caption: str
+    frames: tuple[Image.Image, ...] = ()
+    """Of a clip, all of them."""
+
+    @property
+    def source(self) -> Picture:
+        """What is to be edited."""
+        return self.frames or self.image
 
 
 class Editor(Protocol):
-    """Edits items whose pictures have one size; the results come in the items' order."""
+    """Edits items whose pictures have one size; the results come in the items' order, of a clip its frames."""
 
-    def edit(self, items: Sequence[Item]) -> list[Image.Image]: ...
+    def edit(self, items: Sequence[Item]) -> list[Picture]: ...
 
 
 class Copy:
     """Changes nothing: perfect preservation, no success."""
 
-    def edit(self, items: Sequence[Item]) -> list[Image.Image]:
-        return [item.image for item in items]
+    def edit(self, items: Sequence[Item]) -> list[Picture]:
+        return [item.source for item in items]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +80,8 @@ class InstructionEditor:
     seed: int
     adapter: str | None = None
 
-    def edit(self, items: Sequence[Item]) -> list[Image.Image]:
-        return self.sampler.pictures(*self._sampled(items))
+    def edit(self, items: Sequence[Item]) -> list[Picture]:
+        return _results(self.sampler, items, *self._sampled(items))
 
     def _sampled(self, items: Sequence[Item]) -> tuple[torch.Tensor, int, int]:
         """The edits' tokens, and the pictures' height and width."""
@@ -81,7 +91,7 @@ class InstructionEditor:
             noise,
             height,
             width,
-            **self.sampler.reference([item.image for item in items]),
+            **self.sampler.reference([item.source for item in items]),
             adapter=self.adapter,
         )
         return tokens, height, width
@@ -91,11 +101,7 @@ class InstructionEditor:
 class ClipEditor(InstructionEditor):
     """Asks an image-to-video model for the clip that starts from the source: its last frame is the edit."""
 
-    def edit(self, items: Sequence[Item]) -> list[Image.Image]:
-        return [clip[-1] for clip in self.clips(items)]
-
-    def clips(self, items: Sequence[Item]) -> list[list[Image.Image]]:
-        """All frames of each item's clip."""
+    def edit(self, items: Sequence[Item]) -> list[Picture]:
         return self.sampler.clips(*self._sampled(items))
 
 
@@ -108,7 +114,7 @@ class FewStepEditor:
     adapter: str | None
     times: Sequence[float]
 
-    def edit(self, items: Sequence[Item]) -> list[Image.Image]:
+    def edit(self, items: Sequence[Item]) -> list[Picture]:
         height, width = size_of(items, self.sampler.token_size)
         fresh = self.sampler.noises([item.item_id for item in items], self.seed, height, width)
         tokens = self.sampler.sample_few_step(
@@ -117,10 +123,10 @@ class FewStepEditor:
             self.times,
             height,
             width,
-            **self.sampler.reference([item.image for item in items]),
+            **self.sampler.reference([item.source for item in items]),
             adapter=self.adapter,
         )
-        return self.sampler.pictures(tokens, height, width)
+        return _results(self.sampler, items, tokens, height, width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,10 +136,10 @@ class Regenerate:
     sampler: Sampler
     seed: int
 
-    def edit(self, items: Sequence[Item]) -> list[Image.Image]:
+    def edit(self, items: Sequence[Item]) -> list[Picture]:
         height, width, noise = _start(self.sampler, items, self.seed)
         tokens = self.sampler.sample([item.tgt_caption for item in items], noise, height, width)
-        return self.sampler.pictures(tokens, height, width)
+        return _results(self.sampler, items, tokens, height, width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,11 +150,11 @@ class SDEdit:
     seed: int
     strength: float
 
-    def edit(self, items: Sequence[Item]) -> list[Image.Image]:
+    def edit(self, items: Sequence[Item]) -> list[Picture]:
         height, width, noise = _start(self.sampler, items, self.seed)
-        source = self.sampler.tokens([item.image for item in items])
+        source = self.sampler.tokens([item.source for item in items])
         tokens = self.sampler.vary([item.tgt_caption for item in items], noise, height, width, source, self.strength)
-        return self.sampler.pictures(tokens, height, width)
+        return _results(self.sampler, items, tokens, height, width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,11 +172,11 @@ class FlowEdit:
     num_averages: int
     guidance_scales: tuple[float, float]
 
-    def edit(self, items: Sequence[Item]) -> list[Image.Image]:
+    def edit(self, items: Sequence[Item]) -> list[Picture]:
         from stages.edit.flow_edit import flow_edit
 
         sampler, (height, width) = self.sampler, size_of(items, self.sampler.token_size)
-        source = sampler.tokens([item.image for item in items])
+        source = sampler.tokens([item.source for item in items])
         src_guidance, tgt_guidance = self.guidance_scales
         nodes = sampler.nodes(source.shape[1])
         num_steps = max(1, round(self.start * sampler.num_inference_steps))
@@ -184,7 +190,12 @@ class FlowEdit:
                 num_averages=self.num_averages,
                 num_sampled_steps=round(self.end * sampler.num_inference_steps),
             )
-        return sampler.pictures(tokens, height, width)
+        return _results(sampler, items, tokens, height, width)
+
+
+def _results(sampler: Sampler, items: Sequence[Item], tokens: torch.Tensor, height: int, width: int) -> list[Picture]:
+    """The edits: clips where the items are clips."""
+    return (sampler.clips if items[0].frames else sampler.pictures)(tokens, height, width)
 
 
 def size_of(items: Sequence[Item], multiple: int) -> tuple[int, int]:

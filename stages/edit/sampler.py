@@ -1,4 +1,4 @@
-"""Few-step Euler sampling with an image pipeline's parts: text to picture, with or without a reference."""
+"""Few-step Euler sampling with a pipeline's parts: text to picture or clip, with or without a reference."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import ModelMixin
 from PIL import Image
 
 from cluster.errors import UserError
 from stages.train import flow
 from stages.train.adapters import Adapters
-from stages.train.backbones.backbone import loading
-from stages.train.backbones.pictures import to_images, to_pixels
+from stages.train.backbones.backbone import load_network, loading
+from stages.train.backbones.pictures import Picture, to_clips, to_images, to_pixels
 from stages.train.roles import TextEmbeds
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"  # the name by which diffusers finds a LoRA in a folder
@@ -55,10 +56,13 @@ class Sampler:
     ) -> None:
         with loading(str(model), setting) as self.backbone:
             self.encoder = self.backbone.Encoder(model, device, dtype, max_text_tokens, num_frames)
-            place = {} if transformer else {"subfolder": "transformer"}
-            self.transformer = self.backbone.TRANSFORMER.from_pretrained(
-                str(transformer or model), torch_dtype=dtype, use_safetensors=True, **place
-            )
+
+            def load(subfolder: str) -> ModelMixin:
+                place = (str(transformer), {}) if transformer else (str(model), {"subfolder": subfolder})
+                options = {"torch_dtype": dtype, "use_safetensors": True}
+                return self.backbone.TRANSFORMER.from_pretrained(place[0], **place[1], **options)
+
+            self.transformer = load("transformer") if transformer else load_network(str(model), load)
         self.transformer.to(device).eval().requires_grad_(False)
         self.device, self.dtype = device, dtype
         self.num_inference_steps, self.guidance_scale, self.shift = num_inference_steps, guidance_scale, shift
@@ -85,12 +89,12 @@ class Sampler:
         if name not in getattr(self.transformer, "peft_config", {}):  # diffusers only warns where no key fits
             raise UserError(f"edit: {Path(folder) / ADAPTER_FILE} holds no LoRA of this model's transformer.")
 
-    def tokens(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Pictures of one size as packed latents `[B, N, 64]`, float32."""
+    def tokens(self, images: Sequence[Picture]) -> torch.Tensor:
+        """Pictures of one size, or clips, as packed latents `[B, N, 64]`, float32."""
         return self.encoder.encode_pixels(to_pixels(images)).float()
 
-    def reference(self, images: Sequence[Image.Image]) -> dict[str, Any]:
-        """What the model is given of the pictures to edit, as the keyword arguments `reference` and `image_embeds`."""
+    def reference(self, images: Sequence[Picture]) -> dict[str, Any]:
+        """What the model is given of pictures or clips to edit: keyword arguments `reference` and `image_embeds`."""
         tokens, image_embeds = self.encoder.encode_reference(images)
         return {"reference": tokens, "image_embeds": image_embeds}
 
@@ -100,8 +104,7 @@ class Sampler:
 
     def clips(self, tokens: torch.Tensor, height: int, width: int) -> list[list[Image.Image]]:
         """Packed latents of clips as all their frames."""
-        pixels = self.encoder.decode_pixels(tokens.to(self.dtype), height, width)
-        return [to_images(clip.transpose(0, 1)) for clip in pixels]
+        return to_clips(self.encoder.decode_pixels(tokens.to(self.dtype), height, width))
 
     def noise(self, item_ids: Sequence[str], seed: int, height: int, width: int) -> torch.Tensor:
         """The items' noise as tokens `[B, N, 64]`."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from cluster.config import StageConfig, runtime
-from stages.edit.editors import ADAPTER_STAGES, VIDEO_METHODS, Method
+from stages.edit.editors import ADAPTER_STAGES, VIDEO_METHODS, ClipMethod, Method
 from stages.edit.pipelines import PipelineSettings
 from stages.edit.strength import TUNED
 from stages.train.backbones.models import Device, Dtype, model_sources
@@ -29,10 +29,13 @@ class VideoSettings(BaseModel):
 PipelineName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$")]  # names a folder, too
 
 
-class EditConfig(StageConfig):
-    """Which methods edit, and how they sample."""
+class EditSettings(StageConfig):
+    """How the methods that are compared sample."""
 
-    methods: tuple[Method, ...] = ("byg", "untrained", "copy", "regenerate", "sdedit", "flowedit", "sft")
+    prefix: ClassVar[str] = ""
+    """Of the names of the benchmark and validation stages."""
+
+    methods: tuple[str, ...]
     model: str = Field("stages/starter/models/flux", description="A diffusers pipeline's folder, or a hub id.")
     num_inference_steps: int = Field(10, ge=1)
     guidance_scale: float = Field(
@@ -61,10 +64,6 @@ class EditConfig(StageConfig):
     flowedit_guidance_scales: tuple[float, float] = Field(
         (1.5, 5.5), description="FlowEdit's, under the source's caption and the target's; as for FLUX.1-dev."
     )
-    video: VideoSettings = VideoSettings()
-    pipelines: dict[PipelineName, PipelineSettings] = Field(
-        {}, description="Other people's editors, by the names that they get beside the methods; see docs/baselines.md."
-    )
     seed: int = Field(0, ge=0)
     dtype: Dtype = "float32"
     max_text_tokens: int = Field(512, ge=1, description="T5 tokens of a text, at most the model's own limit.")
@@ -78,20 +77,23 @@ class EditConfig(StageConfig):
     @property
     def all_methods(self) -> tuple[str, ...]:
         """The methods, and after them the pipelines by their names."""
-        return (*self.methods, *self.pipelines)
+        return (*self.methods, *self.other_pipelines)
+
+    @property
+    def other_pipelines(self) -> Mapping[str, PipelineSettings]:
+        """Other people's editors, by name."""
+        return {}
+
+    @property
+    def clip_length(self) -> int:
+        """The frames of an item: 1 for pictures."""
+        return 1
 
     @model_validator(mode="after")
-    def _methods_differ(self) -> EditConfig:
+    def _methods_differ(self) -> Self:
         if not self.all_methods or len(set(self.methods)) < len(self.methods):
             raise ValueError("name at least one method, and each once")
         return self
-
-    @field_validator("pipelines")
-    @classmethod
-    def _pipelines_have_names_of_their_own(cls, pipelines: dict[str, PipelineSettings]) -> dict[str, PipelineSettings]:
-        if taken := sorted(set(pipelines) & set(get_args(Method))):
-            raise ValueError(f"{taken[0]} is a method that is here already; give the pipeline another name")
-        return pipelines
 
     @field_validator(*TUNED.values())
     @classmethod
@@ -101,20 +103,60 @@ class EditConfig(StageConfig):
         return strengths
 
     @model_validator(mode="after")
-    def _flowedit_ends_after_its_start(self) -> EditConfig:
+    def _flowedit_ends_after_its_start(self) -> Self:
         if self.flowedit_end > min(self.flowedit_starts):
             raise ValueError("flowedit_end is at most the lowest of flowedit_starts")
         return self
 
 
-def trained_stages(config: EditConfig) -> set[str]:
+class EditConfig(EditSettings):
+    """Which methods edit pictures, and how they sample."""
+
+    methods: tuple[Method, ...] = ("byg", "untrained", "copy", "regenerate", "sdedit", "flowedit", "sft")
+    video: VideoSettings = VideoSettings()
+    pipelines: dict[PipelineName, PipelineSettings] = Field(
+        {}, description="Other people's editors, by the names that they get beside the methods; see docs/baselines.md."
+    )
+
+    @property
+    def other_pipelines(self) -> Mapping[str, PipelineSettings]:
+        """Other people's editors, by name."""
+        return self.pipelines
+
+    @field_validator("pipelines")
+    @classmethod
+    def _pipelines_have_names_of_their_own(cls, pipelines: dict[str, PipelineSettings]) -> dict[str, PipelineSettings]:
+        if taken := sorted(set(pipelines) & set(get_args(Method))):
+            raise ValueError(f"{taken[0]} is a method that is here already; give the pipeline another name")
+        return pipelines
+
+
+class EditVideoConfig(EditSettings):
+    """Which methods edit clips, all with one text-to-video model, and how they sample."""
+
+    prefix: ClassVar[str] = "video_"
+
+    methods: tuple[ClipMethod, ...] = ("byg_video", "untrained", "copy", "regenerate", "sdedit", "flowedit")
+    model: str = Field("stages/starter/models/wan/t2v", description="A text-to-video pipeline of Wan.")
+    num_frames: int = Field(5, ge=2, description="Of a clip, 1 + 4 k; a longer or shorter one is sampled so.")
+    num_inference_steps: int = Field(20, ge=1)
+    guidance_scale: float = Field(1.0, ge=0, description="Classifier-free; off at 1 and below.")
+    batch_size: int = runtime(16, ge=1)
+
+    @property
+    def clip_length(self) -> int:
+        """The frames of an item."""
+        return self.num_frames
+
+
+def trained_stages(config: EditSettings) -> set[str]:
     """The stages that train the configured methods."""
     return {stage for method, stage in ADAPTER_STAGES.items() if method in config.methods}
 
 
-def edit_sources(config: EditConfig) -> Sequence[str]:
+def edit_sources(config: EditSettings) -> Sequence[str]:
     """The outside files whose content belongs to the stage's fingerprint."""
-    models = [config.model, *(settings.model for settings in config.pipelines.values())]
+    models = [config.model, *(settings.model for settings in config.other_pipelines.values())]
     if set(VIDEO_METHODS) & set(config.methods):
         models.append(config.video.model)
     return [source for model in models for source in model_sources(model)]

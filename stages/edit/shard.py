@@ -6,7 +6,7 @@ import dataclasses
 import gc
 import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -27,12 +27,14 @@ from stages.edit.editors import (
     SDEdit,
 )
 from stages.edit.pipelines import PipelineEditor, load_pipeline
-from stages.edit.settings import EditConfig
+from stages.edit.settings import EditSettings
 from stages.edit.strength import SCORES_SCHEMA, score_edit
+from stages.train.backbones.clip_files import write_clip
 from stages.train.backbones.models import resolved_device, resolved_model
 
 if TYPE_CHECKING:
     from stages.edit.sampler import Sampler
+    from stages.train.backbones.pictures import Picture
 
 EDITS_SCHEMA = pa.schema(
     [
@@ -76,8 +78,9 @@ class EditShard:
 
     shards: Mapping[str, Task]
     trained: Mapping[str, Trained]
-    config: EditConfig
+    config: EditSettings
     out: Folder
+    stage: str = "edit"
     sampler: Sampler | None = None
     sampler_of: tuple[bool, str | None] | None = None
     pipeline: PipelineEditor | None = None
@@ -86,38 +89,40 @@ class EditShard:
         task = self.shards[shard]
         editor = self._editor(task)
         rows = []
-        for items, metadata in batches(task.benchmark, task.item_ids, self.config.batch_size):
+        length, size = self.config.clip_length, self.config.batch_size
+        for items, metadata in batches(task.benchmark, task.item_ids, size, length):
             started = time.monotonic()
-            images, clips = self._edit(editor, items)
+            edits = editor.edit(items)
             seconds = (time.monotonic() - started) / len(items)
-            for item, image, item_metadata, clip in zip(items, images, metadata, clips, strict=True):
+            for item, edit, item_metadata in zip(items, edits, metadata, strict=True):
                 if task.tuning:
-                    rows.append(score_edit(item.item_id, task.method, task.strength, image, item_metadata))
+                    rows.append(score_edit(item.item_id, task.method, task.strength, edit, item_metadata, self.stage))
                 else:
                     row = {"item_id": item.item_id, "method": task.method, "seconds": seconds}
-                    rows.append(row | {"image": _png(image), "clip": clip})
+                    rows.append(row | self._stored(item, edit))
         order = {item_id: place for place, item_id in enumerate(task.item_ids)}
         rows.sort(key=lambda row: order[row["item_id"]])
         schema = SCORES_SCHEMA if task.tuning else EDITS_SCHEMA
         self.out.write_table(shard, pa.Table.from_pylist(rows, schema))
 
-    def _edit(self, editor: Editor, items: Sequence[Item]) -> tuple[list[Image.Image], list[bytes | None]]:
-        if isinstance(editor, ClipEditor) and self.config.video.keep_clips:
-            clips = editor.clips(items)
-            return [clip[-1] for clip in clips], [_webp(clip) for clip in clips]
-        return editor.edit(items), [None] * len(items)
+    def _stored(self, item: Item, edit: Picture) -> dict[str, bytes | None]:
+        """The edit's picture, of a clip its last frame; and the clip where items are clips or it is wanted."""
+        if isinstance(edit, Image.Image):
+            return {"image": _png(edit), "clip": None}
+        is_kept = item.frames or self.config.video.keep_clips
+        return {"image": _png(edit[-1]), "clip": write_clip(edit) if is_kept else None}
 
     def _editor(self, task: Task) -> Editor:
         if task.method == "copy":
             return Copy()
-        if task.method in self.config.pipelines:
+        if task.method in self.config.other_pipelines:
             return self._pipeline(task.method)
         is_whole = task.method in self.trained and self.trained[task.method].is_whole
         adapter = task.method if task.method in self.trained and not is_whole else None
         needed = (task.method in VIDEO_METHODS, task.method if is_whole else None)
         if self.sampler is None or self.sampler_of != needed:
             self._let_go()
-            self.sampler, self.sampler_of = load_sampler(self.config, self.trained, task.method), needed
+            self.sampler, self.sampler_of = load_sampler(self.config, self.trained, task.method, self.stage), needed
         if task.method in VIDEO_METHODS:
             return ClipEditor(self.sampler, self.config.seed, adapter)
         if task.method == "sdedit":
@@ -144,7 +149,7 @@ class EditShard:
             self._let_go()
             self.pipeline = load_pipeline(
                 name,
-                self.config.pipelines[name],
+                self.config.other_pipelines[name],
                 seed=self.config.seed,
                 device=resolved_device(self.config.device),
                 dtype=getattr(torch, self.config.dtype),
@@ -156,7 +161,7 @@ class EditShard:
         gc.collect()  # a pipeline's parts refer to each other: only this frees the device for the next model
 
 
-def load_sampler(config: EditConfig, trained: Mapping[str, Trained], method: str) -> Sampler:
+def load_sampler(config: EditSettings, trained: Mapping[str, Trained], method: str, stage: str) -> Sampler:
     """The model that a method samples from, with the adapters of all that share it, or its own whole transformer.
 
     Raises UserError if a part of it can't be loaded.
@@ -168,9 +173,11 @@ def load_sampler(config: EditConfig, trained: Mapping[str, Trained], method: str
     is_video, whole = method in VIDEO_METHODS, method in trained and trained[method].is_whole
     shared = {name: one for name, one in trained.items() if not one.is_whole and (name in VIDEO_METHODS) == is_video}
     source = config.video if is_video else config
-    kind = {"num_frames": config.video.num_frames, "setting": "edit.video.model"}
-    if not is_video:
-        kind = {"max_text_tokens": config.max_text_tokens, "reference_positions": config.reference_positions}
+    if is_video:
+        kind = {"num_frames": config.video.num_frames, "setting": f"{stage}.video.model"}
+    else:
+        texts = {"max_text_tokens": config.max_text_tokens, "reference_positions": config.reference_positions}
+        kind = texts | {"num_frames": config.clip_length, "setting": f"{stage}.model"}
     return Sampler(
         resolved_model(source.model),
         {} if whole else {name: one.folder.local() for name, one in shared.items()},
@@ -182,12 +189,6 @@ def load_sampler(config: EditConfig, trained: Mapping[str, Trained], method: str
         shift=config.shift,
         **kind,
     )
-
-
-def _webp(frames: Sequence[Image.Image]) -> bytes:
-    buffer = io.BytesIO()
-    frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:], duration=160, loop=0, lossless=True)
-    return buffer.getvalue()
 
 
 def _png(image: Image.Image) -> bytes:

@@ -11,32 +11,31 @@ from cluster.shards import name_shards, run_shards
 from stages.edit.benchmark import item_ids_of
 from stages.edit.editors import ADAPTER_STAGES, VIDEO_METHODS
 from stages.edit.pipelines import pipeline_class
-from stages.edit.settings import EditConfig
+from stages.edit.settings import EditSettings
 from stages.edit.shard import EditShard, Task, Trained
 from stages.edit.strength import TUNED, chosen_strengths, compare_strengths
 from stages.train.methods.settings import SETTINGS
 
-# Settings that a training must have had too: of a method that makes pictures, and of one that makes clips.
-_SHARED = {False: ("model", "reference_positions"), True: ("video.model", "video.num_frames")}
 
-
-def edit_images(inputs: Mapping[str, Artifact], config: EditConfig, context: Context) -> None:
-    """Writes `edits/<method>/*.parquet`, a row for each item and method.
+def edit_images(inputs: Mapping[str, Artifact], config: EditSettings, context: Context) -> None:
+    """Writes `edits/<method>/*.parquet`, a row for each item and method; of clips `image` is the last frame.
 
     Needs the artifact `benchmark`; for each trained method the stage that ADAPTER_STAGES names; `validation` if a
-    strength of SDEdit or a start of FlowEdit is to be chosen: the comparison is left in `strengths.parquet`.
+    strength of SDEdit or a start of FlowEdit is to be chosen: the comparison is left in `strengths.parquet`. To edit
+    clips they are `video_benchmark` and `video_validation`.
 
     Raises:
         UserError: an artifact that a method needs is missing or of another model; an item is doubled,
             unreadable or of a size that the model can't work on; a model or an adapter can't be loaded.
     """
-    benchmark = inputs["benchmark"].folder
-    trained = _trained(inputs, config)
+    given = inputs[config.prefix + "benchmark"]
+    benchmark = given.folder
+    trained = _trained(inputs, config, context.stage)
     times = _few_step_times(inputs, config)
-    for name, settings in config.pipelines.items():
+    for name, settings in config.other_pipelines.items():
         pipeline_class(name, settings)  # a wrong one shows now, not when its turn comes
     item_ids = item_ids_of(benchmark)
-    context.log_input("benchmark", inputs["benchmark"].fingerprint, len(item_ids))
+    context.log_input(config.prefix + "benchmark", given.fingerprint, len(item_ids))
     strengths = {method: getattr(config, TUNED[method])[0] for method in TUNED if method in config.methods}
 
     def tasks(methods: Sequence[str]) -> dict[str, Task]:
@@ -46,7 +45,7 @@ def edit_images(inputs: Mapping[str, Artifact], config: EditConfig, context: Con
             for name, ids in name_shards(item_ids, config.shard_size, prefix=f"edits/{method}/").items()
         }
 
-    tuning = _tuning_tasks(inputs, config)
+    tuning = _tuning_tasks(inputs, config, context.stage)
     if tuning:
         waiting = {task.method for task in tuning.values()}
         others = [method for method in config.all_methods if method not in waiting]
@@ -60,18 +59,18 @@ def edit_images(inputs: Mapping[str, Artifact], config: EditConfig, context: Con
     context.set_rows(len(item_ids) * len(config.all_methods))
 
 
-def _tuning_tasks(inputs: Mapping[str, Artifact], config: EditConfig) -> dict[str, Task]:
+def _tuning_tasks(inputs: Mapping[str, Artifact], config: EditSettings, stage: str) -> dict[str, Task]:
     """Every method with more than one strength, at each of them over the validation split."""
     tasks = {}
     for method, field in TUNED.items():
         if method not in config.methods or len(getattr(config, field)) == 1:
             continue
-        if "validation" not in inputs:
+        if config.prefix + "validation" not in inputs:
             raise UserError(
-                f"edit: several {field} are given, and no validation split to choose one by. Give one, "
-                f"for example --set 'edit.{field}=[0.7]'."
+                f"{stage}: several {field} are given, and no validation split to choose one by. Give one, "
+                f"for example --set '{stage}.{field}=[0.7]'."
             )
-        validation = inputs["validation"].folder
+        validation = inputs[config.prefix + "validation"].folder
         item_ids = item_ids_of(validation)
         for strength in getattr(config, field):
             prefix = f"strengths/{method}/{strength:g}/"
@@ -80,10 +79,10 @@ def _tuning_tasks(inputs: Mapping[str, Artifact], config: EditConfig) -> dict[st
     return tasks
 
 
-def _run(shards: Mapping[str, Task], trained: Mapping[str, Trained], config: EditConfig, context: Context) -> None:
+def _run(shards: Mapping[str, Task], trained: Mapping[str, Trained], config: EditSettings, context: Context) -> None:
     run_shards(
         list(shards),
-        EditShard(shards, trained, config, context.out),
+        EditShard(shards, trained, config, context.out, context.stage),
         context=context,
         num_workers=config.num_workers,
         num_cpus=config.num_cpus,
@@ -93,33 +92,40 @@ def _run(shards: Mapping[str, Task], trained: Mapping[str, Trained], config: Edi
     )
 
 
-def _trained(inputs: Mapping[str, Artifact], config: EditConfig) -> dict[str, Trained]:
+def _trained(inputs: Mapping[str, Artifact], config: EditSettings, stage: str) -> dict[str, Trained]:
     """What was trained for each trained method."""
     found = {}
-    for method, stage in ADAPTER_STAGES.items():
+    for method, training in ADAPTER_STAGES.items():
         if method in config.methods:
-            if stage not in inputs:
-                raise UserError(f"edit: method {method} needs stage {stage}; add it or drop the method.")
-            trained = inputs[stage].manifest.config
-            for setting in _SHARED[method in VIDEO_METHODS]:
+            if training not in inputs:
+                raise UserError(f"{stage}: method {method} needs stage {training}; add it or drop the method.")
+            trained = inputs[training].manifest.config
+            for setting in _shared(method, config):
                 *within, field = setting.split(".")
                 ours = getattr(config.video if within else config, field)
                 if field in trained and trained[field] != ours:
                     raise UserError(
-                        f"edit: {stage} was trained with {field}={trained[field]}, edit has {ours}. "
-                        f"Set --set edit.{setting}={trained[field]}."
+                        f"{stage}: {training} was trained with {field}={trained[field]}, {stage} has {ours}. "
+                        f"Set --set {stage}.{setting}={trained[field]}."
                     )
-            is_whole = inputs[stage].folder.exists("transformer/config.json")
-            folder = inputs[stage].folder.sub("transformer" if is_whole else "adapter")
+            is_whole = inputs[training].folder.exists("transformer/config.json")
+            folder = inputs[training].folder.sub("transformer" if is_whole else "adapter")
             found[method] = Trained(folder, is_whole)
     return found
 
 
-def _few_step_times(inputs: Mapping[str, Artifact], config: EditConfig) -> dict[str, tuple[float, ...]]:
+def _shared(method: str, config: EditSettings) -> tuple[str, ...]:
+    """The settings that the method's training must have had too."""
+    if method in VIDEO_METHODS:
+        return ("video.model", "video.num_frames")
+    return ("model", "num_frames") if config.clip_length > 1 else ("model", "reference_positions")
+
+
+def _few_step_times(inputs: Mapping[str, Artifact], config: EditSettings) -> dict[str, tuple[float, ...]]:
     """The times of every trained method that samples at a few alone, as its training has them."""
     times = {}
     for method, stage in ADAPTER_STAGES.items():
-        if method in config.methods:
+        if method in config.methods and method in SETTINGS:
             settings = SETTINGS[method].model_validate(inputs[stage].manifest.config.get(method, {}))
             if settings.few_step_times:
                 times[method] = settings.few_step_times

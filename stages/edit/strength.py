@@ -37,20 +37,31 @@ STRENGTHS_SCHEMA = pa.schema(
 )
 
 
-def score_edit(item_id: str, method: str, strength: float, image: Image.Image, metadata: str) -> dict:
-    """The oracle's answers about one edit of the scene world by one of the methods `TUNED`.
+def score_edit(
+    item_id: str,
+    method: str,
+    strength: float,
+    edit: Image.Image | Sequence[Image.Image],
+    metadata: str,
+    stage: str = "edit",
+) -> dict:
+    """The oracle's answers about one edit (of a clip: its frames) of the scene world by one of the methods `TUNED`.
 
     Raises UserError if the item isn't of that world.
     """
+    from stages.starter.clip_edits import ClipEdit, score_clip
     from stages.starter.oracle import score
     from stages.starter.world import Edit
 
     try:
-        result = score(Edit.from_json(metadata), np.asarray(image))
+        if isinstance(edit, Image.Image):
+            result = score(Edit.from_json(metadata), np.asarray(edit))
+        else:
+            result = score_clip(ClipEdit.from_json(metadata), [np.asarray(frame) for frame in edit])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"edit: the oracle can't score item {item_id!r} ({' '.join(str(error).split())[:200]}). "
-            f"It knows the scene world alone; elsewhere --set 'edit.{TUNED[method]}=[0.7]'."
+            f"{stage}: the oracle can't score item {item_id!r} ({' '.join(str(error).split())[:200]}). "
+            f"It knows the scene world alone; elsewhere --set '{stage}.{TUNED[method]}=[0.7]'."
         ) from None
     return {
         "item_id": item_id,

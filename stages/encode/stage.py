@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import torch
 
     from stages.train.backbones.backbone import BackboneEncoder
+    from stages.train.backbones.pictures import Picture
 
 TEXT_FIELDS = ("src_caption", "instruction", "tgt_caption", "reverse_instruction")
 LABEL_FIELDS = ("edit_type", "object")
@@ -107,7 +108,7 @@ def pair_rows(folder: Folder, texts: Sequence[str]) -> Rows:
     """The pairs of a folder, with these of their texts. Raises UserError if no table of it has what is needed."""
     images = {"source": "source_image", "target": "target_image"}
     columns = ("pair_id", *texts, *images.values())
-    files = _tables(folder, columns)
+    files = tables_with(folder, columns)
     if not files:
         raise UserError(f"{folder.url} holds no table with the columns {', '.join(columns)}.")
     rows = [
@@ -127,14 +128,14 @@ def tuple_rows(samples: Folder, tuples: Folder) -> Rows:
     """
     tuples_of: dict[str, list[tuple[dict, dict]]] = {}
     columns = ("sample_id", "outcome", *TEXT_FIELDS, *LABEL_FIELDS)
-    for file in _tables(tuples, columns):
+    for file in tables_with(tuples, columns):
         for row in tuples.read_table(file, list(columns)).to_pylist():
             if row["outcome"] == "ok":
                 texts = {name: row[name] for name in TEXT_FIELDS} | {"nothing": NOTHING}
                 labels = {name: row[name] for name in LABEL_FIELDS}
                 tuples_of.setdefault(row["sample_id"], []).append((texts, labels))
     rows = []
-    for file in _tables(samples, ("sample_id", "outcome", "image")):
+    for file in tables_with(samples, ("sample_id", "outcome", "image")):
         for sample in samples.read_table(file, ["sample_id", "outcome"]).to_pylist():
             sample_id = sample["sample_id"]
             if sample["outcome"] == "ok":
@@ -148,7 +149,7 @@ def tuple_rows(samples: Folder, tuples: Folder) -> Rows:
     return Rows(samples, "sample_id", {"source": "image"}, rows)
 
 
-def _tables(folder: Folder, columns: Sequence[str]) -> list[str]:
+def tables_with(folder: Folder, columns: Sequence[str]) -> list[str]:
     """The folder's tables that have these columns."""
     found = []
     for name in folder.list(".parquet", recursive=True):
@@ -161,13 +162,13 @@ def _tables(folder: Folder, columns: Sequence[str]) -> list[str]:
 def run_encoding(rows: Rows, config: EncodeConfig, context: Context, shard_class: type[EncodeShard]) -> None:
     """Encodes rows and their texts, shard by shard, on the configured workers. Raises as `encode_tuples` does."""
     if not rows.rows:
-        raise UserError(f"encode: there is nothing to encode: no row in {rows.folder.url} is ok.")
+        raise UserError(f"{context.stage}: there is nothing to encode: no row in {rows.folder.url} is ok.")
     texts = sorted({text for row in rows.rows for text in row.texts.values()})
     parts = enumerate(in_batches(rows.rows, config.shard_size))
     row_shards = {f"rows/{index:05d}.parquet": part for index, part in parts}
     parts = enumerate(in_batches(texts, config.shard_size) if not config.live else ())
     text_shards = {f"texts/{index:05d}.parquet": part for index, part in parts}
-    size = _first_image(rows, config).size
+    size = frame_size(_first_image(rows, config, shard_class))
     work = shard_class(rows, row_shards, text_shards, size, config, context.out, context.stage)
     run_shards(
         [*text_shards, *row_shards],
@@ -188,11 +189,16 @@ def run_encoding(rows: Rows, config: EncodeConfig, context: Context, shard_class
     context.set_figures({"num_rows": len(rows.rows), "num_texts": len(texts)})
 
 
-def _first_image(rows: Rows, config: EncodeConfig) -> Image.Image:
+def _first_image(rows: Rows, config: EncodeConfig, shard_class: type[EncodeShard]) -> Picture:
     first, column = rows.rows[0], next(iter(rows.image_columns.values()))
     table = rows.folder.read_table(first.file, [rows.key_column, column])
     place = table[rows.key_column].to_pylist().index(first.key)
-    return read_image(first.key, table[column][place].as_py(), config.resolution)
+    return shard_class.read(first.key, table[column][place].as_py(), config)
+
+
+def frame_size(image: Picture) -> tuple[int, int]:
+    """Width and height of a picture, or of a clip's frames."""
+    return image.size if isinstance(image, Image.Image) else image[0].size
 
 
 @dataclasses.dataclass
@@ -207,6 +213,11 @@ class EncodeShard:
     out: Folder
     stage: str
     encoder: BackboneEncoder | None = None
+
+    @staticmethod
+    def read(key: str, data: bytes | None, config: EncodeConfig) -> Picture:
+        """What a row stores. Raises UserError, naming the row, if it can't be read."""
+        return read_image(key, data, config.resolution)
 
     def __call__(self, shard: str) -> None:
         if self.encoder is None:
@@ -241,7 +252,7 @@ class EncodeShard:
         ids, grid = [row.id for row in rows], self.encoder.grid(height, width)
         write_rows(self.out, shard, ids, arrays, texts, grid, labels)
 
-    def _images(self, rows: Sequence[Row], field: str) -> dict[str, Image.Image]:
+    def _images(self, rows: Sequence[Row], field: str) -> dict[str, Picture]:
         """The rows' pictures, by key. Raises UserError if their sizes don't fit."""
         wanted, column = {row.key for row in rows}, self.rows.image_columns[field]
         found = {}
@@ -249,27 +260,28 @@ class EncodeShard:
             table = self.rows.folder.read_table(file, [self.rows.key_column, column])
             for key, data in zip(table[self.rows.key_column].to_pylist(), table[column], strict=True):
                 if key in wanted:
-                    found[key] = read_image(key, data.as_py(), self.config.resolution)
+                    found[key] = self.read(key, data.as_py(), self.config)
         self._check_sizes(found)
         return found
 
-    def _check_sizes(self, images: Mapping[str, Image.Image]) -> None:
+    def _check_sizes(self, images: Mapping[str, Picture]) -> None:
         """All pictures of a training run have one size, and it is made of whole tokens."""
         side = self.encoder.token_size
         for key, image in images.items():
-            if image.size != self.size:
+            width, height = frame_size(image)
+            if (width, height) != self.size:
                 raise UserError(
-                    f"encode: picture {key!r} has {image.width}x{image.height} pixels, the first one "
+                    f"{self.stage}: picture {key!r} has {width}x{height} pixels, the first one "
                     f"{self.size[0]}x{self.size[1]}; one training run works on one size. Give it with --set "
                     f"{self.stage}.resolution=N."
                 )
-            if image.width % side or image.height % side:
+            if width % side or height % side:
                 raise UserError(
-                    f"encode: picture {key!r} has {image.width}x{image.height} pixels; this model works on "
+                    f"{self.stage}: picture {key!r} has {width}x{height} pixels; this model works on "
                     f"sides that are multiples of {side}. Set one for all with --set {self.stage}.resolution=N."
                 )
 
-    def _encode_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
+    def _encode_images(self, images: Sequence[Picture]) -> torch.Tensor:
         import torch
 
         from stages.train.backbones.pictures import to_pixels
@@ -312,6 +324,11 @@ def read_image(key: str, data: bytes | None, resolution: int | None) -> Image.Im
     except (OSError, ValueError, SyntaxError) as error:
         text = " ".join(str(error).split())[:200]
         raise UserError(f"encode: picture {key!r} can't be read ({text}). Use --from ingest.") from None
+    return cropped(image, resolution)
+
+
+def cropped(image: Image.Image, resolution: int | None) -> Image.Image:
+    """The picture reduced and centre-cropped to a square of `resolution`; None: as it is."""
     if resolution is None or image.size == (resolution, resolution):
         return image
     scale = resolution / min(image.size)

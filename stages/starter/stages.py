@@ -9,22 +9,22 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cluster.artifacts import Artifact
 from cluster.config import StageConfig
 from cluster.dag import Context
-from stages.starter import world
-from stages.starter.clips import CLIP_KINDS, evolution_caption, sample_clip
+from stages.starter import clip_edits, world
+from stages.starter.clips import evolution_caption, render_clip, sample_clip
+from stages.train.backbones.clip_files import write_clip
 
-Split = Literal["scenes", "pairs", "benchmark", "validation", "video_captions"]
-SPLITS: tuple[Split, ...] = ("scenes", "pairs", "benchmark", "validation", "video_captions")
-CAPTION_KINDS = tuple(kind for kind in CLIP_KINDS if kind != "style")  # a style edit ends in another style
+Split = Literal["scenes", "pairs", "benchmark", "validation", "video_captions", "video_benchmark", "video_validation"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 PAIRS_SCHEMA = pa.schema(
     [
@@ -49,6 +49,9 @@ BENCHMARK_SCHEMA = pa.schema(
         ("metadata", pa.string()),
     ]
 )
+
+
+VIDEO_BENCHMARK_SCHEMA = pa.schema([*BENCHMARK_SCHEMA, ("clip", pa.binary())])
 
 
 class ScenesConfig(StageConfig):
@@ -78,6 +81,29 @@ class ValidationConfig(BenchmarkConfig):
 
     split: Literal["benchmark", "validation"] = "validation"
     num_items: int = Field(48, ge=1)
+
+
+class VideoBenchmarkConfig(StageConfig):
+    """Held-out clips, each of which should get the other style."""
+
+    split: Literal["video_benchmark", "video_validation"] = "video_benchmark"
+    num_items: int = Field(120, ge=1)
+    num_frames: int = Field(5, ge=5, description="Of a clip, 1 + 4 k.")
+    seed: int = Field(0, ge=0)
+
+    @field_validator("num_frames")
+    @classmethod
+    def _is_a_length(cls, num_frames: int) -> int:
+        if num_frames % 4 != 1:
+            raise ValueError("a clip has 1 + 4 k frames: 5, 9, 13, ...")
+        return num_frames
+
+
+class VideoValidationConfig(VideoBenchmarkConfig):
+    """A benchmark of its own clips, by which settings may be chosen."""
+
+    split: Literal["video_benchmark", "video_validation"] = "video_validation"
+    num_items: int = Field(24, ge=1)
 
 
 class VideoCaptionsConfig(StageConfig):
@@ -153,11 +179,42 @@ def make_benchmark(inputs: Mapping[str, Artifact], config: BenchmarkConfig, cont
     context.out.write_table("benchmark.parquet", pa.Table.from_pylist(rows, BENCHMARK_SCHEMA))
 
 
+def sample_clip_edits(split: Split, num: int, seed: int) -> list[clip_edits.ClipEdit]:
+    """Edits of clips of their own, day and night in turn, the kinds of clips in turn within each."""
+    kinds, edits = clip_edits.CLIP_KINDS, []
+    for index in range(num):
+        kind, style = kinds[index // len(world.STYLES) % len(kinds)], world.STYLES[index % len(world.STYLES)]
+        edits.append(clip_edits.sample_clip_edit(item_generator(split, seed, index), kind, style))
+    return edits
+
+
+def make_video_benchmark(inputs: Mapping[str, Artifact], config: VideoBenchmarkConfig, context: Context) -> None:
+    """Writes `benchmark.parquet` with whole clips; `image` is a clip's first frame, `metadata` is for the oracle."""
+    rows = []
+    for index, edit in enumerate(sample_clip_edits(config.split, config.num_items, config.seed)):
+        frames = np.round(render_clip(edit.clip, config.num_frames) * 255).astype(np.uint8)
+        rows.append(
+            {
+                "item_id": f"{config.split}-{config.seed}-{index:05d}",
+                "source_id": hashlib.sha256(frames.tobytes()).hexdigest()[:16],
+                "clip": write_clip([Image.fromarray(frame) for frame in frames]),
+                "image": _png(frames[0]),
+                "edit_type": "style",
+                "instruction": edit.instruction,
+                "reverse_instruction": edit.reverse_instruction,
+                "src_caption": edit.clip.caption,
+                "tgt_caption": edit.target.caption,
+                "metadata": edit.to_json(),
+            }
+        )
+    context.out.write_table("benchmark.parquet", pa.Table.from_pylist(rows, VIDEO_BENCHMARK_SCHEMA))
+
+
 def make_video_captions(inputs: Mapping[str, Artifact], config: VideoCaptionsConfig, context: Context) -> None:
     """Writes `captions.parquet`: all that clips of one style would show, and that style, in words."""
     ids = [f"caption-{config.seed}-{index:05d}" for index in range(config.num_captions)]
     generators = (item_generator("video_captions", config.seed, index) for index in range(config.num_captions))
-    captions = [sample_clip(generator, CAPTION_KINDS).caption for generator in generators]
+    captions = [sample_clip(generator, clip_edits.CLIP_KINDS).caption for generator in generators]
     context.out.write_table("captions.parquet", pa.table({"caption_id": ids, "caption": captions}))
 
 

@@ -80,7 +80,7 @@ class Trainer:
         share = config.batch_size // self.world_size
         self.my_rows = slice(self.rank * share, (self.rank + 1) * share)
 
-        self.backbone = backbone_of(config.model, f"train_{config.method}.model")
+        self.backbone = backbone_of(config.model, f"{config.stage}.model")
         self.root, networks = load_root(config, device)
         self.transformer = networks.transformer
         self._prepare()
@@ -106,7 +106,8 @@ class Trainer:
         self.optimizers: dict[str, torch.optim.AdamW] = {}
         for name in self.method.TRAINED:
             self.trained[name], self.optimizers[name] = self._new_trained(name)
-        self.student, self.ema = self.trained["student"], self._new_adapter("ema")
+        self.student = self.trained["student"]
+        self.ema = self._new_adapter("ema") if self.config.ema_decay else self.student
         self._touched: list[str] = []  # the adapters that this step has trained
 
     def _new_adapter(self, name: str) -> Adapter:
@@ -169,17 +170,17 @@ class Trainer:
                 raise UserError(
                     f"The teacher {named} has a {setting} of {theirs}, the student {self.config.model} one of {ours}: "
                     f"their hidden states can't be compared. Choose two of one size, --set "
-                    f"train_{self.config.method}.teacher_model=..."
+                    f"{self.config.stage}.teacher_model=..."
                 )
         if self.backbone.NAME not in HIDDEN_STATES or backbone_of(named).NAME != self.backbone.NAME:
             raise UserError(
-                f"train_{self.config.method}: model {self.config.model} and teacher_model {named} must both be one of "
+                f"{self.config.stage}: model {self.config.model} and teacher_model {named} must both be one of "
                 f"{', '.join(HIDDEN_STATES)}: only these show what their blocks give."
             )
         try:
             blocks = self.settings.distilled_blocks(teacher.config.num_layers)
         except ValueError as error:
-            raise UserError(f"train_{self.config.method}.{self.config.method}.blocks: {error}.") from None
+            raise UserError(f"{self.config.stage}.{self.config.method}.blocks: {error}.") from None
         self.roles.student_hidden = self._with_hidden_states(self.transformer, blocks)
         self.roles.teacher_hidden = self._with_hidden_states(teacher, blocks)
 
@@ -195,8 +196,8 @@ class Trainer:
         return velocity
 
     def using(self, adapter: str | None) -> contextlib.AbstractContextManager:
-        """Inside, the base works under this adapter."""
-        return self.adapters.use(adapter)
+        """Inside, the base works under this adapter; without an average the student is its own."""
+        return self.adapters.use("student" if adapter == "ema" and self.ema is self.student else adapter)
 
     def run(self, work: Callable[[], None]) -> None:
         """Does work that calls the base's roles. On every rank at once, with as many forwards on each."""
@@ -255,7 +256,7 @@ class Trainer:
                 self.trained[name].gradient.mul_(self.config.max_gradient_norm / norm)
             self.optimizers[name].param_groups[0]["lr"] = self.learning_rate
             self.optimizers[name].step()
-        if "student" in norms:
+        if "student" in norms and self.ema is not self.student:
             self.ema.flat.lerp_(self.student.flat.detach(), 1 - self.config.ema_decay)
 
     @property
@@ -289,7 +290,7 @@ class Trainer:
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """All that changes from step to step, by `<part>/<path of the LoRA tensor>`; views, in float32."""
-        parts = {"ema": self.ema.flat}
+        parts = {} if self.ema is self.student else {"ema": self.ema.flat}
         steps = {}
         for name, adapter in self.trained.items():
             moments = self.optimizers[name].state[adapter.flat]

@@ -7,6 +7,7 @@ Conventions: `x_t = (1 - t) x0 + t eps`, velocity `v = eps - x0`, t in [0, 1], 1
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -57,14 +58,35 @@ def logit_normal(num: int, generator: torch.Generator, shift: float = 1.0) -> to
     return shifted(torch.randn(num, generator=generator).sigmoid(), shift)
 
 
+def logit_normal_share(low: float, shift: float = 1.0) -> float:
+    """The share of the times that `logit_normal` draws which lie at `low` (in (0, 1)) or above."""
+    return 0.5 * math.erfc((math.log(low / (1 - low)) - math.log(shift)) / math.sqrt(2))
+
+
+def is_within(t: torch.Tensor, t_range: tuple[float, float]) -> torch.Tensor:
+    """Which times lie in a range; its upper end belongs to the next range, but for 1.
+
+    Compared in thousandths, as pipelines do: rounding must fall on the same side.
+    """
+    low, high = t_range
+    return (1000 * t >= 1000 * low) & ((1000 * t < 1000 * high) | (high >= 1))
+
+
 def sampling_nodes(num_steps: int, shift: float = 1.0) -> torch.Tensor:
     """The times `[num_steps + 1]` from 1 to 0 at which an Euler sampler stands."""
     return shifted(torch.linspace(1, 0, num_steps + 1), shift)
 
 
-def nearest_node(t: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:
-    """The index of the node nearest to each time, `[B]`."""
-    return (t[:, None] - nodes[None, :]).abs().argmin(dim=1)
+def nearest_node(t: torch.Tensor, nodes: torch.Tensor, t_range: tuple[float, float] = (0.0, 1.0)) -> torch.Tensor:
+    """The index of the node nearest to each time, `[B]`, among those in the range.
+
+    Raises ValueError if there is none.
+    """
+    inside = is_within(nodes, t_range)
+    if not inside.any():
+        raise ValueError(f"none of the nodes {nodes.tolist()} lies in {t_range}")
+    distances = (t[:, None] - nodes[None, :]).abs()
+    return distances.masked_fill(~inside[None, :], math.inf).argmin(dim=1)
 
 
 def euler(

@@ -71,7 +71,7 @@ class FullTrainer(Trainer):
         if adapter is None:
             raise UserError(
                 f"{self.config.method} asks the frozen base, which training all weights doesn't keep: "
-                f"--set train_{self.config.method}.weights=lora"
+                f"--set {self.config.stage}.weights=lora"
             )
         if adapter == "student":
             yield
@@ -150,7 +150,7 @@ class FullTrainer(Trainer):
     def start_from(self, folder: Path) -> None:
         """Refused: start from a model with other weights instead."""
         raise UserError(
-            f"train_{self.config.method}: init_adapter is a LoRA, and all weights are trained. Name a pipeline whose "
+            f"{self.config.stage}: init_adapter is a LoRA, and all weights are trained. Name a pipeline whose "
             "transformer is the start in the setting model, and leave init_adapter out."
         )
 

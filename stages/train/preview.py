@@ -14,8 +14,9 @@ from cluster.errors import UserError
 from cluster.folder import Folder
 from stages.train import flow
 from stages.train.backbones.backbone import loading
+from stages.train.backbones.clip_files import read_clip
 from stages.train.backbones.models import resolved_model
-from stages.train.backbones.pictures import to_images
+from stages.train.backbones.pictures import Picture, to_clips
 from stages.train.engine import Trainer
 
 _COLUMNS = ["item_id", "image", "instruction", "reverse_instruction", "metadata"]
@@ -26,24 +27,34 @@ _MAX_PIXELS = 50_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """A held-out picture and an instruction. `metadata` is for the metric alone."""
+    """A held-out picture, or the first frame of a clip, and an instruction. `metadata` is for the metric alone."""
 
     id: str
     image: Image.Image
     instruction: str
     reverse_instruction: str
     metadata: str
+    frames: tuple[Image.Image, ...] = ()
+    """Of a clip, all of them."""
+
+    @property
+    def source(self) -> Picture:
+        """What is to be edited."""
+        return self.frames or self.image
 
 
 Metric = Callable[[Item, np.ndarray], dict[str, float]]
-"""The scores of an edit, a picture uint8 `[H, W, 3]`."""
+"""The scores of an edit: of a picture uint8 `[H, W, 3]`, of a clip all its frames `[F, H, W, 3]`."""
 
 
-def scene_metric(item: Item, image: np.ndarray) -> dict[str, float]:
+def scene_metric(item: Item, edited: np.ndarray) -> dict[str, float]:
     """The starter's oracle. For logs only: no gradient, no choice in training depends on it."""
-    from stages.starter import oracle, world
+    from stages.starter import clip_edits, oracle, world
 
-    score = oracle.score(world.Edit.from_json(item.metadata), image)
+    if item.frames:
+        score = clip_edits.score_clip(clip_edits.ClipEdit.from_json(item.metadata), edited)
+    else:
+        score = oracle.score(world.Edit.from_json(item.metadata), edited)
     names = ("edit_success", "preservation", "whole_scene_right")
     return {name: float(getattr(score, name)) for name in names}
 
@@ -51,19 +62,21 @@ def scene_metric(item: Item, image: np.ndarray) -> dict[str, float]:
 METRICS: dict[str, Metric | None] = {"none": None, "scene": scene_metric}
 
 
-def read_items(benchmark: Folder, num_items: int) -> list[Item]:
-    """The first items of a benchmark's tables. Raises UserError if there is none."""
+def read_items(benchmark: Folder, num_items: int, num_frames: int = 1) -> list[Item]:
+    """The first items of a benchmark's tables, clips with `num_frames` frames. Raises UserError if there is none."""
     items: list[Item] = []
     for name in benchmark.list(".parquet", recursive=True):
         table = benchmark.read_table(name)
         if not set(_COLUMNS) <= set(table.column_names):
             continue
-        for row in table.select(_COLUMNS).slice(0, num_items - len(items)).to_pylist():
+        has_clips = "clip" in table.column_names
+        for row in table.slice(0, num_items - len(items)).to_pylist():
             image = Image.open(io.BytesIO(row["image"]))
             if image.width * image.height > _MAX_PIXELS:
                 raise UserError(f"Item {row['item_id']!r} of {benchmark.url} has more than 50 megapixels.")
             texts = (row["instruction"], row["reverse_instruction"])
-            items.append(Item(row["item_id"], image.convert("RGB"), *texts, row["metadata"]))
+            frames = tuple(read_clip(row["clip"], num_frames)) if has_clips else ()
+            items.append(Item(row["item_id"], image.convert("RGB"), *texts, row["metadata"], frames))
     if not items:
         columns = ", ".join(_COLUMNS)
         raise UserError(f"The benchmark {benchmark.url} holds no table with the columns {columns}.")
@@ -80,7 +93,7 @@ class Preview:
     def __init__(self, trainer: Trainer, items: Sequence[Item], metric: Metric | None, num_steps: int) -> None:
         config = trainer.config
         self.trainer, self.items, self.metric = trainer, items, metric
-        with loading(config.model, f"train_{config.method}.model") as backbone:
+        with loading(config.model, f"{config.stage}.model") as backbone:
             dtype = getattr(torch, config.dtype)
             model = resolved_model(config.model)
             self.encoder = backbone.Encoder(model, str(trainer.device), dtype, num_frames=config.num_frames)
@@ -90,7 +103,7 @@ class Preview:
                 f"Previews: item {items[0].id!r} has {self.width}x{self.height} pixels, the training "
                 "pictures are of another size. Turn previews off (preview_every=0) or take a benchmark of that size."
             )
-        self.source, image_embeds = self.encoder.encode_reference([item.image for item in items])
+        self.source, image_embeds = self.encoder.encode_reference([item.source for item in items])
         self.text = {**self.encoder.encode_text([item.instruction for item in items]), **image_embeds}
         self.reverse_text = self.encoder.encode_text([item.reverse_instruction for item in items])
         self.times = trainer.settings.few_step_times
@@ -141,11 +154,13 @@ class Preview:
         """The losses and mean scores, and a PNG of sources and edits side by side."""
         tokens, losses = self.tokens()
         tokens = tokens.to(self.source.dtype)
-        edits = to_images(self.encoder.decode_pixels(tokens, self.height, self.width))
+        clips = to_clips(self.encoder.decode_pixels(tokens, self.height, self.width))
+        edits = [clip[-1] for clip in clips]
         scores: dict[str, list[float]] = {}
         if self.metric:
-            for item, edit in zip(self.items, edits, strict=True):
-                for name, value in self.metric(item, np.asarray(edit)).items():
+            for item, clip in zip(self.items, clips, strict=True):
+                edited = np.stack([np.asarray(frame) for frame in clip]) if item.frames else np.asarray(clip[-1])
+                for name, value in self.metric(item, edited).items():
                     scores.setdefault(f"preview_{name}", []).append(value)
         means = {name: float(np.mean(values)) for name, values in scores.items()}
         return losses | means, self._grid(edits)
@@ -157,7 +172,7 @@ class Preview:
         for index, (item, edit) in enumerate(zip(self.items, edits, strict=True)):
             left, top = index % columns * (2 * side + 8), index // columns * (side + line + 6)
             how = Image.Resampling.NEAREST if self.width < side else Image.Resampling.LANCZOS
-            for place, picture in enumerate((item.image, edit)):
+            for place, picture in enumerate((item.frames[-1] if item.frames else item.image, edit)):
                 sheet.paste(picture.resize((side, side), how), (left + place * side, top))
             draw.text((left, top + side), item.instruction[:42], fill="black")
         data = io.BytesIO()

@@ -8,7 +8,14 @@ from pydantic import Field, model_validator
 
 from cluster.config import StageConfig, runtime
 from stages.train.backbones.models import Device, Dtype
-from stages.train.methods.settings import ByGConfig, FlowGRPOConfig, NPEditConfig, SFTConfig, Video4EditConfig
+from stages.train.methods.settings import (
+    ByGConfig,
+    FlowGRPOConfig,
+    NPEditConfig,
+    SFTConfig,
+    Video4EditConfig,
+    VideoByGConfig,
+)
 from stages.train.vlm.questions import QuestionTemplates
 
 
@@ -32,7 +39,9 @@ class TrainConfig(StageConfig):
     weight_decay: float = Field(1e-2, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     max_gradient_norm: float = Field(1.0, gt=0, description="a larger gradient is scaled down to this norm")
-    ema_decay: float = Field(0.999, ge=0, lt=1, description="of the average that samples and is exported")
+    ema_decay: float = Field(
+        0.999, ge=0, lt=1, description="of the average that samples and is exported; 0: the student itself"
+    )
     seed: int = Field(0, ge=0)
     guidance_scale: float = Field(3.5, ge=0, description="FLUX.1-dev's distilled guidance, an input; others take none")
     reference_positions: Literal["kontext", "shared"] = Field(
@@ -60,6 +69,11 @@ class TrainConfig(StageConfig):
     num_preview_steps: int = runtime(12, ge=1, description="sampling steps of a preview")
 
     @property
+    def stage(self) -> str:
+        """The stage that these settings belong to, as errors name it."""
+        return f"train_{self.method}"
+
+    @property
     def trains_all(self) -> bool:
         """Whether every weight is trained, not a LoRA."""
         return getattr(self, "weights", "lora") == "full"
@@ -74,6 +88,27 @@ class TrainByGConfig(TrainConfig):
 
     method: Literal["byg"] = "byg"
     byg: ByGConfig = ByGConfig()
+
+
+class TrainByGVideoConfig(TrainByGConfig):
+    """ByG on clips, on the rows of `encode_clips`, as in the paper (B.2): few steps, no average by default.
+
+    A model with two experts (Wan2.2) gets a LoRA for each, both trained in one run.
+    """
+
+    model: str = Field("stages/starter/models/wan/t2v", description="a text-to-video pipeline of Wan")
+    byg: VideoByGConfig = VideoByGConfig()
+    num_frames: int = Field(5, ge=2, description="of a clip, 1 + 4 k, as encode_clips has it")
+    num_steps: int = Field(750, ge=1)
+    learning_rate: float = Field(1e-4, gt=0)
+    ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="of the average that samples and is exported; 0: the student itself"
+    )
+
+    @property
+    def stage(self) -> str:
+        """The stage that these settings belong to, as errors name it."""
+        return "train_byg_video"
 
 
 class FullTuningConfig(TrainConfig):

@@ -80,7 +80,7 @@ def _load(config: TrainConfig, field: str, device: torch.device) -> nn.Module:
     dtype = getattr(torch, config.dtype)
     named = getattr(config, field)
     model = resolved_model(named)
-    with loading(named, f"train_{config.method}.{field}") as backbone:
+    with loading(named, f"{config.stage}.{field}") as backbone:
         if config.sharding == "none":
             transformer = backbone.TRANSFORMER.from_pretrained(
                 model, subfolder="transformer", torch_dtype=dtype, use_safetensors=True

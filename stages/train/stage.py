@@ -17,6 +17,7 @@ from stages.train.backbones.models import model_sources, resolved_model
 from stages.train.settings import (
     JudgedConfig,
     TrainByGConfig,
+    TrainByGVideoConfig,
     TrainConfig,
     TrainFlowGRPOConfig,
     TrainNPEditConfig,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TrainByGConfig",
+    "TrainByGVideoConfig",
     "TrainConfig",
     "TrainFlowGRPOConfig",
     "TrainNPEditConfig",
@@ -51,7 +53,7 @@ def train_sources(config: TrainConfig) -> Sequence[str]:
 def train(inputs: Mapping[str, Artifact], config: TrainConfig, context: Context) -> None:
     """Trains a LoRA on the encoded rows, on `num_workers` ranks.
 
-    Takes the artifact that has encoded rows, and for previews alone, if there, `validation`. Writes
+    Takes the artifact that has encoded rows, and for previews alone, if there, a validation split. Writes
     `adapter/` (a LoRA as diffusers has it: the average) or, where all weights are trained, `transformer/`;
     `history.parquet` (step, name, value) and `previews/`. An attempt that was cut goes on from its last checkpoint.
 
@@ -60,10 +62,10 @@ def train(inputs: Mapping[str, Artifact], config: TrainConfig, context: Context)
     """
     from stages.train.workers import run_ranks
 
-    encoded = [artifact for name, artifact in inputs.items() if name != "validation"]
+    encoded = [artifact for name, artifact in inputs.items() if not name.endswith("validation")]
     if len(encoded) != 1:
         raise UserError(f"{context.stage}: it needs one stage with encoded rows, not {len(encoded)}.")
-    validation = inputs["validation"].folder if "validation" in inputs else None
+    validation = next((artifact.folder for name, artifact in inputs.items() if name.endswith("validation")), None)
     work = TrainRank(config, encoded[0].folder, validation, context)
     figures = run_ranks(
         work,
@@ -145,7 +147,7 @@ class TrainRank:
             return None
         from stages.train.preview import METRICS, Preview, read_items
 
-        items = read_items(self.validation, config.num_preview_items)
+        items = read_items(self.validation, config.num_preview_items, config.num_frames)
         return Preview(trainer, items, METRICS[config.preview_metric], config.num_preview_steps)
 
     def _log(self, trainer: Trainer, figures: dict[str, float], seconds: float) -> None:

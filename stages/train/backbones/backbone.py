@@ -6,16 +6,16 @@ Imports every backbone, and with them diffusers: only what runs a model imports 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, Protocol
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
-from PIL import Image
 
 from cluster.errors import UserError
 from stages.train.backbones import flux, sd3, wan, wan_i2v
 from stages.train.backbones.models import resolved_model
+from stages.train.backbones.pictures import Picture
 from stages.train.roles import TextEmbeds
 
 
@@ -35,8 +35,8 @@ class BackboneEncoder(Protocol):
     def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels in [-1, 1], `[B, 3, H, W]` (of a video `[B, 3, F, H, W]`), to packed tokens `[B, N, C]`."""
 
-    def encode_reference(self, images: Sequence[Image.Image]) -> tuple[torch.Tensor, TextEmbeds]:
-        """What a velocity is given of pictures to edit: its `reference`, and what goes beside the text's embeddings."""
+    def encode_reference(self, images: Sequence[Picture]) -> tuple[torch.Tensor, TextEmbeds]:
+        """What a velocity is given of pictures (or clips) to edit: its `reference`, and what goes beside the text's."""
 
     def decode(self, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Packed tokens to pixels in [0, 1], in the shape that `encode_pixels` takes; gradients go through."""
@@ -114,6 +114,21 @@ def backbone_of(model: str, setting: str = "model") -> Backbone:
     if name not in BACKBONES:
         raise UserError(f"{model}/model_index.json names the pipeline {name}, which has no backbone here. {advice}")
     return BACKBONES[name]
+
+
+def boundary_of(model: str) -> float | None:
+    """The time at which a pipeline's second transformer takes over, as Wan2.2's has; None: it has but one."""
+    config = DiffusionPipeline.load_config(resolved_model(model))
+    has_two = config.get("transformer_2", (None, None))[0] is not None
+    return config.get("boundary_ratio") if has_two and config["_class_name"] == "WanPipeline" else None
+
+
+def load_network(model: str, load: Callable[[str], ModelMixin]) -> ModelMixin | wan.Experts:
+    """The network of a pipeline, its parts loaded by `load(subfolder)`: one transformer, or two experts as one."""
+    boundary_ratio = boundary_of(model)
+    if boundary_ratio is None:
+        return load("transformer")
+    return wan.Experts(load("transformer"), load("transformer_2"), boundary_ratio)
 
 
 @contextlib.contextmanager

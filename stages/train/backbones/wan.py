@@ -13,11 +13,11 @@ from typing import Literal
 
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
-from PIL import Image
 from torch import nn
 
 from stages.train.backbones.packing import PATCH, Grid, pack, unpack
-from stages.train.backbones.pictures import to_pixels
+from stages.train.backbones.pictures import Picture, to_pixels
+from stages.train.flow import is_within
 from stages.train.roles import TextEmbeds
 
 NAME = "wan"
@@ -41,7 +41,7 @@ GUIDANCE_IS_INPUT = False
 
 
 def velocity(
-    transformer: WanTransformer3DModel,
+    transformer: WanTransformer3DModel | Experts,
     x_t: torch.Tensor,
     t: torch.Tensor,
     text: TextEmbeds,
@@ -56,6 +56,8 @@ def velocity(
     `reference_positions` says. `guidance_scale` is no input of this transformer: guidance takes a second forward.
     The sinusoids of times are computed in float32 whatever the weights are in, so t comes in float32.
     """
+    if isinstance(transformer, Experts):
+        transformer = transformer.of(t)
     latents = unpack(x_t, grid)
     positions = contextlib.nullcontext()
     if reference is not None:
@@ -89,10 +91,39 @@ def expert_of(t: torch.Tensor, boundary_ratio: float | None) -> Literal["transfo
     """
     if boundary_ratio is None:
         return "transformer"
-    is_high = 1000 * t >= 1000 * boundary_ratio
+    is_high = is_within(t, (boundary_ratio, 1.0))
     if is_high.any() != is_high.all():
         raise ValueError(f"times on both sides of the experts' boundary {boundary_ratio}: {t.tolist()}")
     return "transformer" if is_high.all() else "transformer_2"
+
+
+class Experts(nn.Module):
+    """Wan2.2's two transformers as one network: each forward goes to the expert of its times."""
+
+    def __init__(
+        self, transformer: WanTransformer3DModel, transformer_2: WanTransformer3DModel, boundary_ratio: float
+    ) -> None:
+        super().__init__()
+        self.transformer, self.transformer_2 = transformer, transformer_2
+        self.boundary_ratio = boundary_ratio
+
+    def of(self, t: torch.Tensor) -> WanTransformer3DModel:
+        """The expert of the times `[B]`. Raises ValueError if they need both."""
+        return getattr(self, expert_of(t, self.boundary_ratio))
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Forwards again at backward, in both."""
+        for expert in (self.transformer, self.transformer_2):
+            expert.enable_gradient_checkpointing()
+
+    @property
+    def peft_config(self) -> dict:
+        """The adapters that diffusers has loaded into the experts, by name."""
+        return {
+            name: settings
+            for expert in (self.transformer, self.transformer_2)
+            for name, settings in getattr(expert, "peft_config", {}).items()
+        }
 
 
 class Encoder:
@@ -143,8 +174,8 @@ class Encoder:
             pixels = pixels.unsqueeze(2).expand(-1, -1, self.num_frames, -1, -1)
         return pack(self._encode(pixels)).to(self.dtype)
 
-    def encode_reference(self, images: Sequence[Image.Image]) -> tuple[torch.Tensor, TextEmbeds]:
-        """The tokens of the pictures to edit, as still clips `[B, N, 64]`; nothing goes beside the text."""
+    def encode_reference(self, images: Sequence[Picture]) -> tuple[torch.Tensor, TextEmbeds]:
+        """The tokens of the clips to edit, or of pictures as still ones, `[B, N, 64]`; nothing goes beside the text."""
         return self.encode_pixels(to_pixels(images)), {}
 
     def _check_length(self, num_frames: int) -> None:

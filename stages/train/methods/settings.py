@@ -46,6 +46,14 @@ class ByGConfig(MethodConfig):
     )
 
 
+class VideoByGConfig(ByGConfig):
+    """The method's settings for clips, as in the paper's appendix B.2; the shift's size is lost there, it is Wan's."""
+
+    identity_probability: float = Field(0.10, ge=0, le=1)
+    forward_shift: float = Field(3.0, gt=0, description="shift of the forward pass's times towards noise")
+    reverse_shift: float = Field(3.0, gt=0, description="shift of the reverse pass's times towards noise")
+
+
 class SFTConfig(MethodConfig):
     """Settings of supervised training."""
 

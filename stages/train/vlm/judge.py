@@ -30,7 +30,7 @@ class EditJudge:
     def load(cls, config: JudgedConfig, grid: tuple[int, ...], device: str) -> EditJudge:
         """Loads autoencoder and vision-language model. Raises UserError for a folder that holds none."""
         dtype, settings = getattr(torch, config.dtype), getattr(config, config.method)
-        with loading(config.model, f"train_{config.method}.model") as backbone:
+        with loading(config.model, f"{config.stage}.model") as backbone:
             encoder = backbone.Encoder(resolved_model(config.model), device, dtype)
         verifier = load_verifier(resolved_model(config.vlm), device, getattr(torch, config.vlm_dtype))
         rows, columns = grid

@@ -49,7 +49,7 @@ def run(given, tiny_wans, tmp_path, monkeypatch):  # noqa: F811
     """Runs the stage with its shards done in this process; returns its rows by item and method."""
 
     def call(name="edit", methods=METHODS, **video):
-        context = make_context(tmp_path, name)
+        context = make_context(tmp_path / name, "edit")
 
         def in_process(shards, work, **options):
             for shard in shards:

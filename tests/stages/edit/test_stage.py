@@ -49,7 +49,7 @@ def run(tiny_flux, tmp_path, monkeypatch):
     """Runs the stage with its shards done in this process; returns its context and the shards done."""
 
     def call(given, name="edit", order=1, **settings):
-        context, done = make_context(tmp_path, name), []
+        context, done = make_context(tmp_path / name, "edit"), []
 
         def in_process(shards, work, *, context, **options):
             for shard in shards[::order]:
