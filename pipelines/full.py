@@ -16,14 +16,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python pipeline
 
 from cluster.dag import Resources, Stage
 from pipelines.cli import main
-from stages.ablation.stage import AblationConfig, ablate, ablation_sources
+from stages.ablation.stage import (
+    ByGAblationConfig,
+    NPEditAblationConfig,
+    Video4EditAblationConfig,
+    ablate,
+    ablation_sources,
+)
 from stages.caption.customization.stage import CustomizeConfig, customize_images, customize_sources
 from stages.caption.evolution.stage import EvolveConfig, evolve_captions, evolve_sources
 from stages.caption.stage import CaptionConfig, caption_images, caption_sources
 from stages.caption.video.prompts import VideoPromptsConfig, prompts_sources, write_video_prompts
 from stages.edit.settings import EditConfig, edit_sources, trained_stages
 from stages.edit.stage import edit_images
-from stages.encode.rollouts import RolloutConfig, roll_out
+from stages.encode.rollouts import InstructionRolloutConfig, RolloutConfig, roll_out
 from stages.encode.stage import EncodeConfig, encode_pairs, encode_sources, encode_tuples
 from stages.evaluate.stage import EvaluateConfig, evaluate_edits, evaluate_sources
 from stages.ingest.stage import IngestConfig, ingest_images, ingest_sources
@@ -100,8 +106,19 @@ STAGES = (
     Stage("edit", "1", edit_images, EditConfig, EDIT_NEEDS, COORDINATE, edit_sources, is_used),
     Stage("evaluate", "1", evaluate_edits, EvaluateConfig, ("edit", "benchmark"), VLLM, evaluate_sources),
     Stage("report", "1", write_report, ReportConfig, REPORT_NEEDS, uses=is_used),
-    # only where a profile names it as its target: ByG without one part at a time
-    Stage("ablation", "1", ablate, AblationConfig, ("encode", "benchmark"), COORDINATE, ablation_sources),
+    # only where a profile names one as its target: a method without one part at a time
+    Stage("ablation", "1", ablate, ByGAblationConfig, ("encode", "benchmark"), COORDINATE, ablation_sources),
+    Stage("ablation_np_edit", "1", ablate, NPEditAblationConfig, ("encode", "benchmark"), COORDINATE, ablation_sources),
+    Stage("rollout_instructions", "1", roll_out, InstructionRolloutConfig, ("pairs",), COORDINATE, encode_sources),
+    Stage(
+        "ablation_video4edit",
+        "1",
+        ablate,
+        Video4EditAblationConfig,
+        ("rollout", "rollout_instructions", "benchmark"),
+        COORDINATE,
+        ablation_sources,
+    ),  # fmt: skip
 )
 
 if __name__ == "__main__":

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, Literal
 
 Metric = Literal["edit_success", "preservation", "whole_scene_right"]
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,8 +14,8 @@ class Row:
     """One training: what differs from the full method, and what the paper has for it, by our metric."""
 
     title: str
-    switches: Mapping[str, Any] = _NOTHING
-    paper: Mapping[Metric, float] = _NOTHING
+    switches: Mapping[str, Any]
+    paper: Mapping[Metric, float]
     encoded: str | None = None
     """The stage whose rows it learns from, where that is another one than the full method's."""
 

@@ -49,6 +49,13 @@ class RolloutConfig(EncodeConfig):
     batch_size: int = runtime(16, ge=1)
 
 
+class InstructionRolloutConfig(RolloutConfig):
+    """A teacher that reads the raw instructions (table 6, teacher w/o ICG)."""
+
+    captions: Literal["evolve", "pairs"] = "pairs"
+    evolution_captions: bool = False
+
+
 def roll_out(inputs: Mapping[str, Artifact], config: RolloutConfig, context: Context) -> None:
     """Samples the teacher's clip of every pair, from the source to the edited picture (Video4Edit, section 3.1).
 

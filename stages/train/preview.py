@@ -150,20 +150,24 @@ class Preview:
         self.trainer.run(work)
         return state, losses
 
+    def edits(self) -> tuple[list[np.ndarray], dict[str, float]]:
+        """The items' edits as a `Metric` takes them, and the losses of `tokens`."""
+        tokens, losses = self.tokens()
+        clips = to_clips(self.encoder.decode_pixels(tokens.to(self.source.dtype), self.height, self.width))
+        frames = [np.stack([np.asarray(frame) for frame in clip]) for clip in clips]
+        return [f if item.frames else f[-1] for item, f in zip(self.items, frames, strict=True)], losses
+
     def __call__(self) -> tuple[dict[str, float], bytes]:
         """The losses and mean scores, and a PNG of sources and edits side by side."""
-        tokens, losses = self.tokens()
-        tokens = tokens.to(self.source.dtype)
-        clips = to_clips(self.encoder.decode_pixels(tokens, self.height, self.width))
-        edits = [clip[-1] for clip in clips]
+        edits, losses = self.edits()
         scores: dict[str, list[float]] = {}
         if self.metric:
-            for item, clip in zip(self.items, clips, strict=True):
-                edited = np.stack([np.asarray(frame) for frame in clip]) if item.frames else np.asarray(clip[-1])
+            for item, edited in zip(self.items, edits, strict=True):
                 for name, value in self.metric(item, edited).items():
                     scores.setdefault(f"preview_{name}", []).append(value)
         means = {name: float(np.mean(values)) for name, values in scores.items()}
-        return losses | means, self._grid(edits)
+        last = [edited[-1] if item.frames else edited for item, edited in zip(self.items, edits, strict=True)]
+        return losses | means, self._grid([Image.fromarray(picture) for picture in last])
 
     def _grid(self, edits: Sequence[Image.Image], columns: int = 4, side: int = 128, line: int = 14) -> bytes:
         rows = -(-len(edits) // columns)

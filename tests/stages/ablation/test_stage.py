@@ -8,7 +8,7 @@ import torch
 
 from cluster.artifacts import Artifact
 from cluster.folder import Folder
-from stages.ablation.stage import AblationConfig, ablate
+from stages.ablation.stage import ByGAblationConfig, ablate
 from stages.starter import world
 from stages.starter.stages import BenchmarkConfig, make_benchmark
 from stages.train.backbones import flux
@@ -45,7 +45,7 @@ def test_a_second_attempt_trains_only_what_is_missing(inputs, tmp_path, local_ra
     train = TrainByGConfig(
         model=MODEL, rank=4, num_steps=2, batch_size=2, num_preview_steps=2, learning_rate=1e-2, byg=method
     )
-    config = AblationConfig(rows=("full", "no_cycle"), seeds=(0, 1), train=train, num_items=6)
+    config = ByGAblationConfig(rows=("full", "no_cycle"), seeds=(0, 1), train=train, num_items=6)
     context = make_context(tmp_path, "ablation")
     ablate(inputs, config, context)
     scores = context.out.read_table("scores.parquet").to_pylist()
