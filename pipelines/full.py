@@ -27,13 +27,18 @@ from stages.caption.customization.stage import CustomizeConfig, customize_images
 from stages.caption.evolution.stage import EvolveConfig, evolve_captions, evolve_sources
 from stages.caption.stage import CaptionConfig, caption_images, caption_sources
 from stages.caption.video.prompts import VideoPromptsConfig, prompts_sources, write_video_prompts
-from stages.edit.settings import EditConfig, edit_sources, trained_stages
+from stages.edit.settings import EditConfig, EditCustomizationConfig, edit_sources, trained_stages
 from stages.edit.stage import edit_images
 from stages.encode.rollouts import InstructionRolloutConfig, RolloutConfig, roll_out
 from stages.encode.stage import EncodeConfig, encode_pairs, encode_sources, encode_tuples
 from stages.evaluate.stage import EvaluateConfig, evaluate_edits, evaluate_sources
 from stages.ingest.stage import IngestConfig, ingest_images, ingest_sources
 from stages.report.stage import ReportConfig, write_report
+from stages.starter.customization_benchmark import (
+    CustomizationBenchmarkConfig,
+    CustomizationValidationConfig,
+    make_customization_benchmark,
+)
 from stages.starter.stages import (
     BenchmarkConfig,
     PairsConfig,
@@ -47,6 +52,7 @@ from stages.starter.stages import (
 )
 from stages.train.stage import (
     TrainByGConfig,
+    TrainCustomizationConfig,
     TrainFlowGRPOConfig,
     TrainNPEditConfig,
     TrainSFTConfig,
@@ -83,7 +89,6 @@ STAGES = (
     Stage("scenes", "1", make_scenes, ScenesConfig),
     Stage("ingest", "1", ingest_images, IngestConfig, ("scenes",), COORDINATE, ingest_sources),
     Stage("caption", "1", caption_images, CaptionConfig, ("ingest",), VLLM, caption_sources),
-    Stage("customize", "1", customize_images, CustomizeConfig, ("ingest",), VLLM, customize_sources),
     Stage("encode", "2", encode_tuples, EncodeConfig, ("ingest", "caption"), COORDINATE, encode_sources),
     # held-out pictures with the edits asked of them; the oracle alone reads their truth
     Stage("benchmark", "1", make_benchmark, BenchmarkConfig),
@@ -99,6 +104,40 @@ STAGES = (
     Stage("evolve", "1", evolve_captions, EvolveConfig, ("pairs",), VLLM, evolve_sources),
     Stage("rollout", "1", roll_out, RolloutConfig, ("pairs", "evolve"), COORDINATE, encode_sources, has_captions),
     Stage("train_video4edit", "1", train, TrainVideo4EditConfig, ("rollout", "validation"), TRAIN, train_sources),
+    # NP-Edit's customization: a picture's object, in another setting
+    Stage("customize", "1", customize_images, CustomizeConfig, ("ingest",), VLLM, customize_sources),
+    Stage(
+        "encode_customization", "2", encode_tuples, EncodeConfig, ("ingest", "customize"), COORDINATE, encode_sources
+    ),
+    Stage("customization_benchmark", "1", make_customization_benchmark, CustomizationBenchmarkConfig),
+    Stage("customization_validation", "1", make_customization_benchmark, CustomizationValidationConfig),
+    Stage(
+        "train_customization",
+        "1",
+        train,
+        TrainCustomizationConfig,
+        ("encode_customization", "customization_validation"),
+        TRAIN,
+        train_sources,
+    ),  # fmt: skip
+    Stage(
+        "edit_customization",
+        "1",
+        edit_images,
+        EditCustomizationConfig,
+        ("customization_benchmark", "train_customization"),
+        COORDINATE,
+        edit_sources,
+    ),  # fmt: skip
+    Stage(
+        "evaluate_customization",
+        "1",
+        evaluate_edits,
+        EvaluateConfig,
+        ("edit_customization", "customization_benchmark"),
+        VLLM,
+        evaluate_sources,
+    ),  # fmt: skip
     # ByG on video: what the clips that it learns from are to show, and in which style
     Stage("video_captions", "1", make_video_captions, VideoCaptionsConfig),
     Stage("video_prompts", "1", write_video_prompts, VideoPromptsConfig, ("video_captions",), VLLM, prompts_sources),

@@ -30,6 +30,7 @@ Method = Literal[
     "sft",
 ]
 ClipMethod = Literal["byg_video", "untrained", "copy", "regenerate", "sdedit", "flowedit"]  # on items that are clips
+CustomizationMethod = Literal["customization", "untrained", "copy", "regenerate"]  # the object in another setting
 VIDEO_METHODS = ("video4edit", "zero_shot_i2v")  # they make a clip with a model of their own, and keep its last frame
 ADAPTER_STAGES = {
     "byg": "train_byg",
@@ -38,6 +39,7 @@ ADAPTER_STAGES = {
     "sft": "train_sft",
     "video4edit": "train_video4edit",
     "byg_video": "train_byg_video",
+    "customization": "train_customization",
 }  # trained methods, and the stages that train them
 
 

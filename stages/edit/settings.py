@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from cluster.config import StageConfig, runtime
-from stages.edit.editors import ADAPTER_STAGES, VIDEO_METHODS, ClipMethod, Method
+from stages.edit.editors import ADAPTER_STAGES, VIDEO_METHODS, ClipMethod, CustomizationMethod, Method
 from stages.edit.pipelines import PipelineSettings
 from stages.edit.strength import TUNED
 from stages.train.backbones.models import Device, Dtype, model_sources
@@ -147,6 +147,14 @@ class EditVideoConfig(EditSettings):
     def clip_length(self) -> int:
         """The frames of an item."""
         return self.num_frames
+
+
+class EditCustomizationConfig(EditSettings):
+    """Which methods show a picture's object in another setting, and how they sample."""
+
+    prefix: ClassVar[str] = "customization_"
+
+    methods: tuple[CustomizationMethod, ...] = ("customization", "untrained", "copy", "regenerate")
 
 
 def trained_stages(config: EditSettings) -> set[str]:

@@ -125,8 +125,9 @@ def _few_step_times(inputs: Mapping[str, Artifact], config: EditSettings) -> dic
     """The times of every trained method that samples at a few alone, as its training has them."""
     times = {}
     for method, stage in ADAPTER_STAGES.items():
-        if method in config.methods and method in SETTINGS:
-            settings = SETTINGS[method].model_validate(inputs[stage].manifest.config.get(method, {}))
-            if settings.few_step_times:
-                times[method] = settings.few_step_times
+        if method in config.methods:
+            trained = inputs[stage].manifest.config
+            name = trained.get("method", method)
+            if name in SETTINGS and (few := SETTINGS[name].model_validate(trained.get(name, {})).few_step_times):
+                times[method] = few
     return times

@@ -90,12 +90,14 @@ class Rows:
 def encode_tuples(inputs: Mapping[str, Artifact], config: EncodeConfig, context: Context) -> None:
     """Encodes every training tuple that is ok, with its sample's picture as `source`.
 
-    Writes `rows/` and `texts/` as `stages.train.data` defines them.
+    Needs `ingest` and the stage that wrote the tuples, of edits or of customization. Writes `rows/` and `texts/` as
+    `stages.train.data` defines them.
 
     Raises:
         UserError: no tuple is ok, a sample is missing, the pictures don't fit the model or each other.
     """
-    rows = tuple_rows(inputs["ingest"].folder, inputs["caption"].folder)
+    (tuples,) = (artifact for name, artifact in inputs.items() if name != "ingest")
+    rows = tuple_rows(inputs["ingest"].folder, tuples.folder)
     run_encoding(rows, config, context, EncodeShard)
 
 

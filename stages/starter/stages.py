@@ -23,7 +23,10 @@ from stages.starter import clip_edits, world
 from stages.starter.clips import evolution_caption, render_clip, sample_clip
 from stages.train.backbones.clip_files import write_clip
 
-Split = Literal["scenes", "pairs", "benchmark", "validation", "video_captions", "video_benchmark", "video_validation"]
+Split = Literal[
+    "scenes", "pairs", "benchmark", "validation", "video_captions", "video_benchmark", "video_validation",
+    "customization_benchmark", "customization_validation",
+]  # fmt: skip
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 PAIRS_SCHEMA = pa.schema(
@@ -137,7 +140,7 @@ def make_scenes(inputs: Mapping[str, Artifact], config: ScenesConfig, context: C
         name = f"{index:05d}.png"
         if name not in done:
             scene = world.sample_scene(item_generator("scenes", config.seed, index))
-            context.out.write_bytes(f"images/{name}", _png(world.render(scene)))
+            context.out.write_bytes(f"images/{name}", png(world.render(scene)))
         context.progress(index + 1, config.num_scenes, "images")
     context.set_rows(config.num_scenes)
 
@@ -150,8 +153,8 @@ def make_pairs(inputs: Mapping[str, Artifact], config: PairsConfig, context: Con
             "edit_type": edit.edit_type,
             "instruction": edit.instruction,
             "evolution_caption": evolution_caption(edit),
-            "source_image": _png(world.render(edit.source)),
-            "target_image": _png(world.render(edit.target)),
+            "source_image": png(world.render(edit.source)),
+            "target_image": png(world.render(edit.target)),
         }
         for index, edit in enumerate(sample_edits("pairs", config.num_pairs, config.seed))
     ]
@@ -167,7 +170,7 @@ def make_benchmark(inputs: Mapping[str, Artifact], config: BenchmarkConfig, cont
             {
                 "item_id": f"{config.split}-{config.seed}-{index:05d}",
                 "source_id": hashlib.sha256(pixels.tobytes()).hexdigest()[:16],
-                "image": _png(pixels),
+                "image": png(pixels),
                 "edit_type": edit.edit_type,
                 "instruction": edit.instruction,
                 "reverse_instruction": edit.reverse_instruction,
@@ -198,7 +201,7 @@ def make_video_benchmark(inputs: Mapping[str, Artifact], config: VideoBenchmarkC
                 "item_id": f"{config.split}-{config.seed}-{index:05d}",
                 "source_id": hashlib.sha256(frames.tobytes()).hexdigest()[:16],
                 "clip": write_clip([Image.fromarray(frame) for frame in frames]),
-                "image": _png(frames[0]),
+                "image": png(frames[0]),
                 "edit_type": "style",
                 "instruction": edit.instruction,
                 "reverse_instruction": edit.reverse_instruction,
@@ -218,7 +221,8 @@ def make_video_captions(inputs: Mapping[str, Artifact], config: VideoCaptionsCon
     context.out.write_table("captions.parquet", pa.table({"caption_id": ids, "caption": captions}))
 
 
-def _png(pixels: np.ndarray) -> bytes:
+def png(pixels: np.ndarray) -> bytes:
+    """A picture, uint8 `[H, W, 3]`, as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     return buffer.getvalue()

@@ -49,12 +49,9 @@ Metric = Callable[[Item, np.ndarray], dict[str, float]]
 
 def scene_metric(item: Item, edited: np.ndarray) -> dict[str, float]:
     """The starter's oracle. For logs only: no gradient, no choice in training depends on it."""
-    from stages.starter import clip_edits, oracle, world
+    from stages.starter.scoring import score_item
 
-    if item.frames:
-        score = clip_edits.score_clip(clip_edits.ClipEdit.from_json(item.metadata), edited)
-    else:
-        score = oracle.score(world.Edit.from_json(item.metadata), edited)
+    score = score_item(item.metadata, edited)
     names = ("edit_success", "preservation", "whole_scene_right")
     return {name: float(getattr(score, name)) for name in names}
 

@@ -179,3 +179,8 @@ class TrainCustomizationConfig(TrainNPEditConfig):
     """NP-Edit for customization: the source's main object in another setting (appendix E.2)."""
 
     np_edit: NPEditConfig = NPEditConfig(identity_warmup=100, lambda_dmd=2.0)
+
+    @property
+    def stage(self) -> str:
+        """The stage that these settings belong to, as errors name it."""
+        return "train_customization"
