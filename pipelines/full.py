@@ -21,11 +21,14 @@ from stages.caption.customization.stage import CustomizeConfig, customize_images
 from stages.caption.evolution.stage import EvolveConfig, evolve_captions, evolve_sources
 from stages.caption.stage import CaptionConfig, caption_images, caption_sources
 from stages.caption.video.prompts import VideoPromptsConfig, prompts_sources, write_video_prompts
-from stages.edit.settings import EditConfig, edit_sources, trained_stages
+from stages.caption.video.verify import VerifyClipsConfig, verify_clips, verify_clips_sources
+from stages.edit.settings import EditConfig, EditVideoConfig, edit_sources, trained_stages
 from stages.edit.stage import edit_images
+from stages.encode.clip_rows import EncodeClipsConfig, encode_clips
+from stages.encode.clips import ClipsConfig, clips_sources, make_clips
 from stages.encode.rollouts import RolloutConfig, roll_out
 from stages.encode.stage import EncodeConfig, encode_pairs, encode_sources, encode_tuples
-from stages.evaluate.stage import EvaluateConfig, evaluate_edits, evaluate_sources
+from stages.evaluate.stage import EvaluateConfig, EvaluateVideoConfig, evaluate_edits, evaluate_sources
 from stages.ingest.stage import IngestConfig, ingest_images, ingest_sources
 from stages.report.stage import ReportConfig, write_report
 from stages.starter.stages import (
@@ -33,14 +36,18 @@ from stages.starter.stages import (
     PairsConfig,
     ScenesConfig,
     ValidationConfig,
+    VideoBenchmarkConfig,
     VideoCaptionsConfig,
+    VideoValidationConfig,
     make_benchmark,
     make_pairs,
     make_scenes,
+    make_video_benchmark,
     make_video_captions,
 )
 from stages.train.stage import (
     TrainByGConfig,
+    TrainByGVideoConfig,
     TrainFlowGRPOConfig,
     TrainNPEditConfig,
     TrainSFTConfig,
@@ -56,11 +63,21 @@ TRAIN = Resources(cpus=0, label="train")
 UNPAIRED = ("train_byg", "train_np_edit", "train_flow_grpo")  # they learn from the captions of plain pictures
 TRAININGS = (*UNPAIRED, "train_video4edit", "train_sft")
 EDIT_NEEDS = ("benchmark", "validation", *TRAININGS)
-REPORT_NEEDS = ("evaluate", "edit", "benchmark", *TRAININGS, "caption", "ingest")
+VIDEO_NEEDS = ("video_benchmark", "video_validation", "train_byg_video")
+PICTURES = ("evaluate", "edit", "benchmark", *TRAININGS, "caption", "ingest")
+VIDEO = ("evaluate_video", "edit_video", "video_benchmark", "train_byg_video", "verify_clips", "video_prompts")
 
 
 def is_used(configs: Mapping[str, Any], need: str) -> bool:
-    """A training is made if its method is one of `edit.methods`, captions if one of these learns from them."""
+    """A training is made if its method is one of `edit.methods`, captions if one of these learns from them.
+
+    What is about clips is made if `edit_video.methods` names any, what is about pictures if `edit` names any.
+    """
+    if need in VIDEO or need in VIDEO_NEEDS:
+        of_trained = need in ("train_byg_video", "verify_clips", "video_prompts")
+        return bool(trained_stages(configs["edit_video"]) if of_trained else configs["edit_video"].methods)
+    if not configs["edit"].all_methods:
+        return False
     trained = trained_stages(configs["edit"])
     if need in ("ingest", "caption"):
         return not trained.isdisjoint(UNPAIRED)
@@ -96,10 +113,20 @@ STAGES = (
     # ByG on video: what the clips that it learns from are to show, and in which style
     Stage("video_captions", "1", make_video_captions, VideoCaptionsConfig),
     Stage("video_prompts", "1", write_video_prompts, VideoPromptsConfig, ("video_captions",), VLLM, prompts_sources),
+    Stage("clips", "1", make_clips, ClipsConfig, ("video_prompts",), COORDINATE, clips_sources),
+    Stage("verify_clips", "1", verify_clips, VerifyClipsConfig, ("clips",), VLLM, verify_clips_sources),
+    Stage("encode_clips", "1", encode_clips, EncodeClipsConfig, ("clips", "verify_clips"), COORDINATE, encode_sources),
+    Stage("video_benchmark", "1", make_video_benchmark, VideoBenchmarkConfig),
+    Stage("video_validation", "1", make_video_benchmark, VideoValidationConfig),
+    Stage(
+        "train_byg_video", "1", train, TrainByGVideoConfig, ("encode_clips", "video_validation"), TRAIN, train_sources
+    ),
+    Stage("edit_video", "1", edit_images, EditVideoConfig, VIDEO_NEEDS, COORDINATE, edit_sources, is_used),
+    Stage("evaluate_video", "1", evaluate_edits, EvaluateVideoConfig, ("edit_video", "video_benchmark"), COORDINATE),
     # every method on the benchmark, judged and measured
     Stage("edit", "1", edit_images, EditConfig, EDIT_NEEDS, COORDINATE, edit_sources, is_used),
     Stage("evaluate", "1", evaluate_edits, EvaluateConfig, ("edit", "benchmark"), VLLM, evaluate_sources),
-    Stage("report", "1", write_report, ReportConfig, REPORT_NEEDS, uses=is_used),
+    Stage("report", "1", write_report, ReportConfig, (*PICTURES, *VIDEO), uses=is_used),
     # only where a profile names it as its target: ByG without one part at a time
     Stage("ablation", "1", ablate, AblationConfig, ("encode", "benchmark"), COORDINATE, ablation_sources),
 )

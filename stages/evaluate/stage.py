@@ -9,7 +9,7 @@ import hashlib
 import io
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -48,6 +48,9 @@ from stages.train.backbones.clip_files import read_clip
 class EvaluateConfig(StageConfig):
     """What scores the edits, and how sure the figures are."""
 
+    prefix: ClassVar[str] = ""
+    """Of the methods' names in a run's figures, which other stages' stand beside."""
+
     metrics: tuple[Literal["scene_oracle", "pixels"], ...] = Field(
         ("scene_oracle", "pixels"),
         description="scene_oracle scores the items whose metadata describes an edit of the scene world.",
@@ -62,6 +65,8 @@ class EvaluateConfig(StageConfig):
 
 class EvaluateVideoConfig(EvaluateConfig):
     """The same for clips, all frames of which the metrics see; no judge looks at them."""
+
+    prefix: ClassVar[str] = "video/"
 
     judge: None = Field(None, description="None looks at clips.")
 
@@ -157,7 +162,8 @@ def evaluate_edits(inputs: Mapping[str, Artifact], config: EvaluateConfig, conte
     context.out.write_table("figures/summary.parquet", summary)
     context.out.write_table("figures/comparisons.parquet", compare(scores, **options))
     context.out.write_table("figures/agreement.parquet", judge_agreement(scores))
-    figures = results(summary, methods, len(items))
+    means = results(summary, methods, len(items))
+    figures = {config.prefix + method: values for method, values in means.items()}
     context.set_rows(scores.num_rows)
     context.set_figures({"results": figures, "num_unscored": _num_unscored(scores)})
     for method, values in figures.items():

@@ -18,12 +18,14 @@ MAX_MAIN_CURVES = 6
 
 def render_page(data: ReportData, title: str) -> str:
     """The whole page as HTML. All text that comes from data is escaped."""
+    main = data.video if data.video and not data.methods else data  # a run about clips alone
     sections = [
-        hero(data, title),
+        hero(main, title),
         pipeline(data),
-        results.comparison(data),
-        results.by_edit_type(data),
-        gallery.gallery(data),
+        results.comparison(main),
+        results.by_edit_type(main),
+        gallery.gallery(main),
+        video(data) if main is data else "",
         training(data),
         results.judge(data),
         problems(data),
@@ -48,6 +50,17 @@ def hero(data: ReportData, title: str) -> str:
         f'<header class="hero"><div><div class="eyebrow"><b>{escape(title)}</b> · {profile}run '
         f"{escape(data.run_id)}</div><h1>{results.headline(data)}</h1>"
         f'<p class="lead">{results.lead(data)}</p></div>{examples}</header>'
+    )
+
+
+def video(data: ReportData) -> str:
+    """What the run found out about clips, after what it found out about pictures."""
+    if data.video is None:
+        return ""
+    return (
+        f'<section id="video"><h2>Video</h2><p class="lead">{results.headline(data.video)} '
+        f"{results.lead(data.video)}</p></section>"
+        f"{results.comparison(data.video)}{gallery.gallery(data.video)}"
     )
 
 

@@ -20,6 +20,7 @@ METHODS = {
     "byg": Method("ByG", "trained without edit pairs", "ours"),
     "np_edit": Method("NP-Edit", "trained without edit pairs", "ours"),
     "video4edit": Method("Video4Edit", "a clip's last frame, from few pairs", "few"),
+    "byg_video": Method("ByG on video", "trained without edited clips", "ours"),
     "flow_grpo": Method("Flow-GRPO", "rewarded by the judge", "other"),
     "sft": Method("Supervised", "trained on true pairs", "bound"),
     "flowedit": Method("FlowEdit", "no training, both true captions", "base"),
@@ -45,6 +46,7 @@ METRICS = {
     "whole_scene_right": Metric("Exactly right", 1.0, True),
     "edit_success": Metric("Edit done", 1.0, True),
     "preservation": Metric("Rest kept", 1.0, True),
+    "frames_right": Metric("Frames right", 1.0, True),
     "judge_overall": Metric("Judge overall", 10.0),
     "judge_success": Metric("Judge: success", 10.0),
     "judge_over_editing": Metric("Judge: over-editing", 10.0),
@@ -54,6 +56,7 @@ METRICS = {
     "l1": Metric("L1 to the source", None, higher_is_better=False),
     "psnr": Metric("PSNR to the source, dB", None),
     "ssim": Metric("SSIM to the source", None),
+    "flicker_added": Metric("Flicker beyond the source's", None, higher_is_better=False),
 }
 
 

@@ -8,11 +8,14 @@ from PIL import Image
 from stages.edit.shard import EDITS_SCHEMA
 from stages.evaluate.metrics import clip_metrics, flicker, pixel_metrics
 from stages.evaluate.stage import EvaluateVideoConfig, evaluate_edits
+from stages.report.data import gather
+from stages.report.page import render_page
 from stages.starter import clip_edits, clips
 from stages.starter.stages import VideoBenchmarkConfig, make_video_benchmark, sample_clip_edits
 from stages.train.backbones.clip_files import write_clip
 from tests.artifacts import committed
 from tests.stages.ingest.context import make_context
+from tests.stages.report.example_run import RUN_ID, build_run
 
 NUM_ITEMS = 28  # every kind of clip, still ones among them, by day and by night
 
@@ -22,14 +25,14 @@ def rendered(clip: clips.Clip) -> list[Image.Image]:
 
 
 @pytest.fixture
-def scores(tmp_path, monkeypatch):
-    """The rows of the scores, by item and method, and the stage's figures."""
+def evaluated(tmp_path, monkeypatch):
+    """The artifacts of benchmark, edits and evaluation."""
     context = make_context(tmp_path, "video_benchmark")
     make_video_benchmark({}, VideoBenchmarkConfig(num_items=NUM_ITEMS), context)
     edits, rows = make_context(tmp_path, "edit_video"), []
     for index, edit in enumerate(sample_clip_edits("video_benchmark", NUM_ITEMS, 0)):
         source, target = rendered(edit.clip), rendered(edit.target)
-        made = {"truth": target, "copy": source, "half": [*source[:2], *target[2:]]}
+        made = {"byg_video": target, "copy": source, "half": [*source[:2], *target[2:]]}
         for method, frames in made.items():
             row = {"item_id": f"video_benchmark-0-{index:05d}", "method": method, "seconds": 0.1}
             rows.append(row | {"image": write_clip(frames[-1:]), "clip": write_clip(frames)})
@@ -41,25 +44,26 @@ def scores(tmp_path, monkeypatch):
             work(shard)
 
     monkeypatch.setattr("stages.evaluate.stage.run_shards", in_process)
-    given = {"video_benchmark": committed(context.out, "video_benchmark"), "edit_video": committed(edits.out, "edit")}
+    given = {"video_benchmark": committed(context.out, "video_benchmark")}
+    given |= {"edit_video": committed(edits.out, "edit_video")}
     evaluation = make_context(tmp_path, "evaluate_video")
     evaluate_edits(given, EvaluateVideoConfig(num_resamples=100), evaluation)
-    table = evaluation.out.read_table("scores.parquet").to_pylist()
-    return {(row["item_id"], row["method"]): row for row in table}, evaluation.figures
+    return given | {"evaluate_video": committed(evaluation.out, "evaluate_video")}, evaluation.figures
 
 
-def test_all_frames_must_be_right(scores):
-    rows, figures = scores
-    results = figures["results"]
-    assert results["truth"]["whole_scene_right"] == results["truth"]["frames_right"] == 1
+def test_all_frames_must_be_right(evaluated):
+    artifacts, figures = evaluated
+    results = {name.removeprefix("video/"): values for name, values in figures["results"].items()}
+    assert results["byg_video"]["whole_scene_right"] == results["byg_video"]["frames_right"] == 1
     assert (results["copy"]["edit_success"], results["copy"]["preservation"]) == (0, 1)
     assert results["half"]["whole_scene_right"] == 0 and results["half"]["preservation"] == 1
     assert results["half"]["frames_right"] == pytest.approx(0.6)
     assert results["copy"]["flicker_added"] == 0 and results["copy"]["l1"] == 0
     assert results["half"]["flicker_added"] > 0.02
-    first = next(iter(rows.values()))
+    rows = artifacts["evaluate_video"].folder.read_table("scores.parquet").to_pylist()
+    first = next(row for row in rows if row["method"] == "byg_video")
     assert first["unscored"].startswith("image: ") and first["whole_scene_right"] is None
-    assert (figures["num_unscored"], results["truth"]["num_items"]) == (1, NUM_ITEMS - 1)
+    assert (figures["num_unscored"], results["byg_video"]["num_items"]) == (1, NUM_ITEMS - 1)
 
 
 def test_pixel_metrics_are_means_over_the_frames():
@@ -83,3 +87,19 @@ def test_a_clip_of_another_length_is_no_clip_of_the_world():
     edit = sample_clip_edits("video_benchmark", 1, 0)[0]
     with pytest.raises(ValueError, match="3 frames, where the clip has 5"):
         clip_edits.score_clip(edit, [np.asarray(f) for f in rendered(edit.target)][:3])
+
+
+def test_the_report_has_clips_that_play_beside_pictures_or_alone(evaluated, tmp_path):
+    artifacts, _ = evaluated
+    pictures = build_run(str(tmp_path / "root"), num_items=12)
+    both = gather(pictures | artifacts, str(tmp_path / "root"), RUN_ID, 4)
+    page = render_page(both, "both")
+    assert "of unseen edits exactly right" in page and "of unseen clips exactly right" in page
+    assert page.index('id="gallery"') < page.index('id="video"') < page.index('id="gallery-clips"')
+    assert {"scores", "video_scores", "video_summary"} <= both.tables.keys()
+    alone = render_page(gather(artifacts, str(tmp_path), "none", 4), "alone")
+    assert "<h1>An editor that never saw an edited example gets <em>100%</em> of unseen clips" in alone
+    assert "exactly right means that the edit is done and that nothing else has changed, in every frame" in alone
+    assert 'id="video"' not in alone and alone.count('class="gallery"') == 1
+    assert alone.count("data:image/webp;base64,") >= 4 * 3  # sources and edits; one edit can't be read
+    assert len(both.video.gallery) == 4 and {"frames_right", "flicker_added"} <= {m for _, _, m in both.video.summary}
