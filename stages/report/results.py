@@ -135,7 +135,7 @@ def comparison(data: ReportData) -> str:
     name = data.anchor("results")
     layout = f'class="panels first-wide" style="--rest:{len(metrics) - 1}"'
     return (
-        f'<section id="{data.anchor("results")}"><h2>Against the alternatives</h2>'
+        f'<section id="{name}"><h2>Against the alternatives</h2>'
         f'<p class="lead">The dot is the mean over the same held-out {data.items}, the bar its '
         f"{data.confidence:.0%} confidence interval.</p>"
         f"<div {layout}>{panels}</div>{_table(data, methods)}{_comparisons(data)}</section>"
