@@ -27,11 +27,27 @@ from stages.caption.customization.stage import CustomizeConfig, customize_images
 from stages.caption.evolution.stage import EvolveConfig, evolve_captions, evolve_sources
 from stages.caption.stage import CaptionConfig, caption_images, caption_sources
 from stages.caption.video.prompts import VideoPromptsConfig, prompts_sources, write_video_prompts
-from stages.edit.settings import EditConfig, EditCustomizationConfig, edit_sources, trained_stages
+from stages.caption.video.verify import VerifyClipsConfig, verify_clips, verify_clips_sources
+from stages.edit.settings import (
+    EditConfig,
+    EditCustomizationConfig,
+    EditSettings,
+    EditVideoConfig,
+    edit_sources,
+    trained_stages,
+)
 from stages.edit.stage import edit_images
+from stages.encode.clip_rows import EncodeClipsConfig, encode_clips
+from stages.encode.clips import ClipsConfig, clips_sources, make_clips
 from stages.encode.rollouts import InstructionRolloutConfig, RolloutConfig, roll_out
 from stages.encode.stage import EncodeConfig, encode_pairs, encode_sources, encode_tuples
-from stages.evaluate.stage import EvaluateConfig, evaluate_edits, evaluate_sources
+from stages.evaluate.stage import (
+    EvaluateConfig,
+    EvaluateCustomizationConfig,
+    EvaluateVideoConfig,
+    evaluate_edits,
+    evaluate_sources,
+)
 from stages.ingest.stage import IngestConfig, ingest_images, ingest_sources
 from stages.report.stage import ReportConfig, write_report
 from stages.starter.customization_benchmark import (
@@ -44,14 +60,18 @@ from stages.starter.stages import (
     PairsConfig,
     ScenesConfig,
     ValidationConfig,
+    VideoBenchmarkConfig,
     VideoCaptionsConfig,
+    VideoValidationConfig,
     make_benchmark,
     make_pairs,
     make_scenes,
+    make_video_benchmark,
     make_video_captions,
 )
 from stages.train.stage import (
     TrainByGConfig,
+    TrainByGVideoConfig,
     TrainCustomizationConfig,
     TrainFlowGRPOConfig,
     TrainNPEditConfig,
@@ -65,18 +85,35 @@ from stages.train.stage import (
 COORDINATE = Resources(cpus=0)
 VLLM = Resources(cpus=0, label="vllm")
 TRAIN = Resources(cpus=0, label="train")
+
+# what an edit stage needs: items to edit, others to choose settings by, and whatever its methods were trained to
 UNPAIRED = ("train_byg", "train_np_edit", "train_flow_grpo")  # they learn from the captions of plain pictures
 TRAININGS = (*UNPAIRED, "train_video4edit", "train_sft")
-EDIT_NEEDS = ("benchmark", "validation", *TRAININGS)
-REPORT_NEEDS = ("evaluate", "edit", "benchmark", *TRAININGS, "caption", "ingest")
+PICTURES = ("benchmark", "validation", *TRAININGS)
+CLIPS = ("video_benchmark", "video_validation", "train_byg_video")
+OBJECTS = ("customization_benchmark", "train_customization")
+REPORTED = {
+    "edit": ("evaluate", "edit", "benchmark", *TRAININGS, "caption", "ingest"),
+    "edit_video": (
+        "evaluate_video", "edit_video", "video_benchmark", "train_byg_video", "verify_clips", "video_prompts",
+    ),
+    "edit_customization": (
+        "evaluate_customization", "edit_customization", "customization_benchmark", "train_customization", "customize",
+    ),
+}  # fmt: skip
 
 
 def is_used(configs: Mapping[str, Any], need: str) -> bool:
-    """A training is made if its method is one of `edit.methods`, captions if one of these learns from them."""
-    trained = trained_stages(configs["edit"])
-    if need in ("ingest", "caption"):
-        return not trained.isdisjoint(UNPAIRED)
-    return need not in TRAININGS or need in trained
+    """A training is made if its method is one that edits, and the report tells of what edits."""
+    trained = set().union(*(trained_stages(config) for config in configs.values() if isinstance(config, EditSettings)))
+    if need.startswith("train_"):
+        return need in trained
+    learners = {"caption": UNPAIRED, "ingest": UNPAIRED, "customize": ("train_customization",)}
+    learners |= dict.fromkeys(("verify_clips", "video_prompts"), ("train_byg_video",))
+    if need in learners:
+        return not trained.isdisjoint(learners[need])
+    edit = next((edit for edit, stages in REPORTED.items() if need in stages), None)
+    return edit is None or bool(configs[edit].all_methods)
 
 
 def has_captions(configs: Mapping[str, Any], need: str) -> bool:
@@ -84,6 +121,7 @@ def has_captions(configs: Mapping[str, Any], need: str) -> bool:
     return need != "evolve" or configs["rollout"].captions == "evolve"
 
 
+# fmt: off
 STAGES = (
     # training data: pictures alone
     Stage("scenes", "1", make_scenes, ScenesConfig),
@@ -100,65 +138,46 @@ STAGES = (
     Stage("pairs", "2", make_pairs, PairsConfig),
     Stage("encode_pairs", "1", encode_pairs, EncodeConfig, ("pairs",), COORDINATE, encode_sources),
     Stage("train_sft", "1", train, TrainSFTConfig, ("encode_pairs", "validation"), TRAIN, train_sources),
-    # and the one that learns from a few pairs how a picture becomes its edit
+    # the one that learns from a few pairs how a picture becomes its edit
     Stage("evolve", "1", evolve_captions, EvolveConfig, ("pairs",), VLLM, evolve_sources),
     Stage("rollout", "1", roll_out, RolloutConfig, ("pairs", "evolve"), COORDINATE, encode_sources, has_captions),
     Stage("train_video4edit", "1", train, TrainVideo4EditConfig, ("rollout", "validation"), TRAIN, train_sources),
-    # NP-Edit's customization: a picture's object, in another setting
-    Stage("customize", "1", customize_images, CustomizeConfig, ("ingest",), VLLM, customize_sources),
-    Stage(
-        "encode_customization", "2", encode_tuples, EncodeConfig, ("ingest", "customize"), COORDINATE, encode_sources
-    ),
-    Stage("customization_benchmark", "1", make_customization_benchmark, CustomizationBenchmarkConfig),
-    Stage("customization_validation", "1", make_customization_benchmark, CustomizationValidationConfig),
-    Stage(
-        "train_customization",
-        "1",
-        train,
-        TrainCustomizationConfig,
-        ("encode_customization", "customization_validation"),
-        TRAIN,
-        train_sources,
-    ),  # fmt: skip
-    Stage(
-        "edit_customization",
-        "1",
-        edit_images,
-        EditCustomizationConfig,
-        ("customization_benchmark", "train_customization"),
-        COORDINATE,
-        edit_sources,
-    ),  # fmt: skip
-    Stage(
-        "evaluate_customization",
-        "1",
-        evaluate_edits,
-        EvaluateConfig,
-        ("edit_customization", "customization_benchmark"),
-        VLLM,
-        evaluate_sources,
-    ),  # fmt: skip
-    # ByG on video: what the clips that it learns from are to show, and in which style
+    # every method on the benchmark, judged and measured
+    Stage("edit", "1", edit_images, EditConfig, PICTURES, COORDINATE, edit_sources, is_used),
+    Stage("evaluate", "1", evaluate_edits, EvaluateConfig, ("edit", "benchmark"), VLLM, evaluate_sources),
+    # ByG on video: clips that the base model draws in one style each, and an editor that gives them another
     Stage("video_captions", "1", make_video_captions, VideoCaptionsConfig),
     Stage("video_prompts", "1", write_video_prompts, VideoPromptsConfig, ("video_captions",), VLLM, prompts_sources),
-    # every method on the benchmark, judged and measured
-    Stage("edit", "1", edit_images, EditConfig, EDIT_NEEDS, COORDINATE, edit_sources, is_used),
-    Stage("evaluate", "1", evaluate_edits, EvaluateConfig, ("edit", "benchmark"), VLLM, evaluate_sources),
-    Stage("report", "1", write_report, ReportConfig, REPORT_NEEDS, uses=is_used),
+    Stage("clips", "1", make_clips, ClipsConfig, ("video_prompts",), COORDINATE, clips_sources),
+    Stage("verify_clips", "1", verify_clips, VerifyClipsConfig, ("clips",), VLLM, verify_clips_sources),
+    Stage("encode_clips", "1", encode_clips, EncodeClipsConfig, ("clips", "verify_clips"), COORDINATE, encode_sources),
+    Stage("video_benchmark", "1", make_video_benchmark, VideoBenchmarkConfig),
+    Stage("video_validation", "1", make_video_benchmark, VideoValidationConfig),
+    Stage("train_byg_video", "1", train, TrainByGVideoConfig,
+          ("encode_clips", "video_validation"), TRAIN, train_sources),
+    Stage("edit_video", "1", edit_images, EditVideoConfig, CLIPS, COORDINATE, edit_sources, is_used),
+    Stage("evaluate_video", "1", evaluate_edits, EvaluateVideoConfig, ("edit_video", "video_benchmark"), COORDINATE),
+    # NP-Edit's customization: a picture's object in another setting
+    Stage("customize", "1", customize_images, CustomizeConfig, ("ingest",), VLLM, customize_sources),
+    Stage("encode_customization", "2", encode_tuples, EncodeConfig,
+          ("ingest", "customize"), COORDINATE, encode_sources),
+    Stage("customization_benchmark", "1", make_customization_benchmark, CustomizationBenchmarkConfig),
+    Stage("customization_validation", "1", make_customization_benchmark, CustomizationValidationConfig),
+    Stage("train_customization", "1", train, TrainCustomizationConfig,
+          ("encode_customization", "customization_validation"), TRAIN, train_sources),
+    Stage("edit_customization", "1", edit_images, EditCustomizationConfig, OBJECTS, COORDINATE, edit_sources, is_used),
+    Stage("evaluate_customization", "1", evaluate_edits, EvaluateCustomizationConfig,
+          ("edit_customization", "customization_benchmark"), COORDINATE),
+    # one page about all of it
+    Stage("report", "1", write_report, ReportConfig, sum(REPORTED.values(), ()), uses=is_used),
     # only where a profile names one as its target: a method without one part at a time
     Stage("ablation", "1", ablate, ByGAblationConfig, ("encode", "benchmark"), COORDINATE, ablation_sources),
     Stage("ablation_np_edit", "1", ablate, NPEditAblationConfig, ("encode", "benchmark"), COORDINATE, ablation_sources),
     Stage("rollout_instructions", "1", roll_out, InstructionRolloutConfig, ("pairs",), COORDINATE, encode_sources),
-    Stage(
-        "ablation_video4edit",
-        "1",
-        ablate,
-        Video4EditAblationConfig,
-        ("rollout", "rollout_instructions", "benchmark"),
-        COORDINATE,
-        ablation_sources,
-    ),  # fmt: skip
+    Stage("ablation_video4edit", "1", ablate, Video4EditAblationConfig,
+          ("rollout", "rollout_instructions", "benchmark"), COORDINATE, ablation_sources),
 )
+# fmt: on
 
 if __name__ == "__main__":
     raise SystemExit(main(STAGES, default_targets=("report",)))

@@ -91,8 +91,8 @@ class EditSettings(StageConfig):
 
     @model_validator(mode="after")
     def _methods_differ(self) -> Self:
-        if not self.all_methods or len(set(self.methods)) < len(self.methods):
-            raise ValueError("name at least one method, and each once")
+        if len(set(self.methods)) < len(self.methods):
+            raise ValueError("name each method once")
         return self
 
     @field_validator(*TUNED.values())
@@ -112,7 +112,10 @@ class EditSettings(StageConfig):
 class EditConfig(EditSettings):
     """Which methods edit pictures, and how they sample."""
 
-    methods: tuple[Method, ...] = ("byg", "untrained", "copy", "regenerate", "sdedit", "flowedit", "sft")
+    methods: tuple[Method, ...] = Field(
+        ("byg", "untrained", "copy", "regenerate", "sdedit", "flowedit", "sft"),
+        description="None, and no pipelines: nothing is done with pictures.",
+    )
     video: VideoSettings = VideoSettings()
     pipelines: dict[PipelineName, PipelineSettings] = Field(
         {}, description="Other people's editors, by the names that they get beside the methods; see docs/baselines.md."
@@ -136,7 +139,7 @@ class EditVideoConfig(EditSettings):
 
     prefix: ClassVar[str] = "video_"
 
-    methods: tuple[ClipMethod, ...] = ("byg_video", "untrained", "copy", "regenerate", "sdedit", "flowedit")
+    methods: tuple[ClipMethod, ...] = Field((), description="None: nothing is done with clips.")
     model: str = Field("stages/starter/models/wan/t2v", description="A text-to-video pipeline of Wan.")
     num_frames: int = Field(5, ge=2, description="Of a clip, 1 + 4 k; a longer or shorter one is sampled so.")
     num_inference_steps: int = Field(20, ge=1)
@@ -154,7 +157,7 @@ class EditCustomizationConfig(EditSettings):
 
     prefix: ClassVar[str] = "customization_"
 
-    methods: tuple[CustomizationMethod, ...] = ("customization", "untrained", "copy", "regenerate")
+    methods: tuple[CustomizationMethod, ...] = Field((), description="None: nothing is done with customization.")
 
 
 def trained_stages(config: EditSettings) -> set[str]:

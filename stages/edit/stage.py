@@ -26,8 +26,11 @@ def edit_images(inputs: Mapping[str, Artifact], config: EditSettings, context: C
 
     Raises:
         UserError: an artifact that a method needs is missing or of another model; an item is doubled,
-            unreadable or of a size that the model can't work on; a model or an adapter can't be loaded.
+            unreadable or of a size that the model can't work on; a model or an adapter can't be loaded; there
+            is no method.
     """
+    if not config.all_methods:
+        raise UserError(f"{context.stage}: no method is named. Give some with --set '{context.stage}.methods=[...]'.")
     given = inputs[config.prefix + "benchmark"]
     benchmark = given.folder
     trained = _trained(inputs, config, context.stage)

@@ -1,12 +1,14 @@
-"""Pixel metrics, and the exact oracle of the scene world, for one edited image.
+"""Pixel metrics, and the exact oracle of the scene world, for one edited image or clip.
 
 Images are uint8 arrays `[height, width, 3]`; masks are bool `[height, width]`.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -76,14 +78,60 @@ def pixel_metrics(image: np.ndarray, source: np.ndarray) -> dict[str, float | No
 
 
 def is_scene_edit(metadata: str) -> bool:
-    """Whether a benchmark item's metadata describes an edit of the scene world, which the oracle can
-    score.
+    """Whether a benchmark item's metadata describes an edit of a picture of the scene world, or an object of it in
+    another setting: what the oracle can score.
     """
+    from stages.starter.scoring import is_customization
+
+    if is_customization(metadata):
+        return True
     try:
         value = json.loads(metadata)
     except (TypeError, json.JSONDecodeError):
         return False
     return isinstance(value, dict) and {"edit_type", "source", "target", "place"} <= value.keys()
+
+
+def num_clip_frames(metadata: str) -> int | None:
+    """The frames of a benchmark item that is an edit of a clip of the scene world; None: it is something else."""
+    from stages.starter.clip_edits import ClipEdit, is_clip_edit
+
+    return ClipEdit.from_json(metadata).num_frames if is_clip_edit(metadata) else None
+
+
+def clip_oracle(frames: Sequence[np.ndarray], metadata: str) -> dict[str, float]:
+    """The scene world's exact answers about a clip (0 or 1, for all of its frames) and the share of frames right.
+
+    Raises:
+        ValueError: the frames have another size than the world's pictures.
+    """
+    from stages.starter.clip_edits import ClipEdit, score_clip
+
+    result = score_clip(ClipEdit.from_json(metadata), frames)
+    return {
+        "edit_success": float(result.edit_success),
+        "preservation": float(result.preservation),
+        "whole_scene_right": float(result.whole_scene_right),
+        "frames_right": result.frames_right,
+    }
+
+
+def clip_metrics(frames: Sequence[np.ndarray], source: Sequence[np.ndarray]) -> dict[str, float | None]:
+    """How far an edited clip is from its source: the pixel metrics' means over the frames, and `flicker_added`.
+
+    That is the mean absolute difference of neighbouring frames, less the source's, in parts of the range.
+    """
+    by_frame = [pixel_metrics(frame, original) for frame, original in zip(frames, source, strict=True)]
+    means = {}
+    for name in by_frame[0]:
+        values = [row[name] for row in by_frame if row[name] is not None]
+        means[name] = float(np.mean(values)) if values else None
+    return means | {"flicker_added": flicker(frames) - flicker(source)}
+
+
+def flicker(frames: Sequence[np.ndarray]) -> float:
+    """The mean absolute difference of neighbouring frames, in parts of the range; 0 for a single frame."""
+    return float(np.mean([l1(after, before) for before, after in itertools.pairwise(frames)] or [0.0]))
 
 
 def scene_oracle(image: np.ndarray, source: np.ndarray, metadata: str) -> dict[str, float | None]:
@@ -94,7 +142,13 @@ def scene_oracle(image: np.ndarray, source: np.ndarray, metadata: str) -> dict[s
         ValueError: the image has another size than the world's pictures.
     """
     from stages.starter.oracle import score
+    from stages.starter.scoring import is_customization, score_item
     from stages.starter.world import Edit, render
+
+    if is_customization(metadata):
+        shown = score_item(metadata, image)
+        names = ("edit_success", "preservation", "whole_scene_right")
+        return {name: float(getattr(shown, name)) for name in names} | {"psnr_unedited": None}
 
     edit = Edit.from_json(metadata)
     result = score(edit, image)

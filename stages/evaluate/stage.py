@@ -9,7 +9,7 @@ import hashlib
 import io
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,10 +23,16 @@ from cluster.folder import Folder
 from cluster.shards import run_shards
 from cluster.vllm import EngineSettings, get_engine
 from stages.evaluate.judge_calls import PROMPT_FOLDER, EditToJudge, judge_edits
-from stages.evaluate.metrics import is_scene_edit, pixel_metrics, scene_oracle
+from stages.evaluate.metrics import (
+    clip_metrics,
+    clip_oracle,
+    is_scene_edit,
+    num_clip_frames,
+    pixel_metrics,
+    scene_oracle,
+)
 from stages.evaluate.summary import SCORES_SCHEMA, compare, judge_agreement, results, summarise
 from stages.evaluate.tables import (
-    BENCHMARK,
     Benchmark,
     EditsFile,
     check_edits,
@@ -36,10 +42,14 @@ from stages.evaluate.tables import (
     read_image,
     read_items,
 )
+from stages.train.backbones.clip_files import read_clip
 
 
 class EvaluateConfig(StageConfig):
     """What scores the edits, and how sure the figures are."""
+
+    prefix: ClassVar[str] = ""
+    """Of the methods' names in a run's figures, which other stages' stand beside."""
 
     metrics: tuple[Literal["scene_oracle", "pixels"], ...] = Field(
         ("scene_oracle", "pixels"),
@@ -51,6 +61,22 @@ class EvaluateConfig(StageConfig):
     num_resamples: int = Field(2000, ge=100, description="Of the bootstrap and the permutation test.")
     seed: int = 0
     num_workers: int = runtime(2, ge=1)
+
+
+class EvaluateVideoConfig(EvaluateConfig):
+    """The same for clips, all frames of which the metrics see; no judge looks at them."""
+
+    prefix: ClassVar[str] = "video/"
+
+    judge: None = Field(None, description="None looks at clips.")
+
+
+class EvaluateCustomizationConfig(EvaluateConfig):
+    """The same for objects in other settings; the judge's questions are about edits, so it isn't asked."""
+
+    prefix: ClassVar[str] = "customization/"
+
+    judge: None = Field(None, description="None knows customization.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +103,8 @@ class MeasureShard:
         try:
             source = read_image(item["image"])
             image = read_image(edit["image"] or b"")
+            if item.get("clip"):
+                return row | {"width": image.width, "height": image.height} | self._measure_clip(item, edit)
         except (OSError, ValueError, SyntaxError) as error:
             return row | {"unscored": f"image: {' '.join(str(error).split())[:200]}"}
         row |= {"width": image.width, "height": image.height}
@@ -89,10 +117,22 @@ class MeasureShard:
             row |= scene_oracle(edited, original, item["metadata"])
         return row
 
+    def _measure_clip(self, item: Mapping[str, Any], edit: Mapping[str, Any]) -> dict[str, Any]:
+        """Of an edited clip. Raises as `read_clip` does, and ValueError where the edit has another size."""
+        given, known = (item["clip"], edit.get("clip")), num_clip_frames(item["metadata"])
+        num_frames = known or max(len(read_clip(data)) for data in given)
+        source, edited = ([np.asarray(frame) for frame in read_clip(data, num_frames)] for data in given)
+        row: dict[str, Any] = {}
+        if "pixels" in self.metrics:
+            row |= clip_metrics(edited, source)
+        if "scene_oracle" in self.metrics and known:
+            row |= clip_oracle(edited, item["metadata"])
+        return row
+
 
 MEASURED_COLUMNS = (
     "item_id", "method", "edit_success", "preservation", "whole_scene_right", "psnr_unedited", "l1", "psnr",
-    "ssim", "seconds", "source_sha256", "image_sha256", "width", "height", "unscored",
+    "ssim", "frames_right", "flicker_added", "seconds", "source_sha256", "image_sha256", "width", "height", "unscored",
 )  # fmt: skip
 JUDGED_COLUMNS = (
     "item_id", "method", "judge_success", "judge_over_editing", "judge_naturalness", "judge_artifacts",
@@ -115,7 +155,7 @@ def evaluate_edits(inputs: Mapping[str, Artifact], config: EvaluateConfig, conte
     items = read_items(benchmark)
     files = find_edits(inputs)
     methods = check_edits(files, items)
-    context.log_input(BENCHMARK, inputs[stage].fingerprint, len(items))
+    context.log_input(stage, inputs[stage].fingerprint, len(items))
 
     measures = {f"measures/{name}": file for name, file in files.items()}
     work = MeasureShard(benchmark, measures, config.metrics, context.out)
@@ -130,7 +170,8 @@ def evaluate_edits(inputs: Mapping[str, Artifact], config: EvaluateConfig, conte
     context.out.write_table("figures/summary.parquet", summary)
     context.out.write_table("figures/comparisons.parquet", compare(scores, **options))
     context.out.write_table("figures/agreement.parquet", judge_agreement(scores))
-    figures = results(summary, methods, len(items))
+    means = results(summary, methods, len(items))
+    figures = {config.prefix + method: values for method, values in means.items()}
     context.set_rows(scores.num_rows)
     context.set_figures({"results": figures, "num_unscored": _num_unscored(scores)})
     for method, values in figures.items():

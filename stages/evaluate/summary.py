@@ -28,7 +28,8 @@ JUDGE_METRICS = (
     "judge_artifacts",
 )
 PIXEL_METRICS = ("psnr_unedited", "l1", "psnr", "ssim")
-METRICS = YES_NO_METRICS + JUDGE_METRICS + PIXEL_METRICS
+CLIP_METRICS = ("frames_right", "flicker_added")  # of clips alone
+METRICS = YES_NO_METRICS + JUDGE_METRICS + PIXEL_METRICS + CLIP_METRICS
 COMPARED_METRICS = (*YES_NO_METRICS, "judge_overall")
 JUDGE_THRESHOLD = 5.0  # a judge's score from here on counts as yes, where it is held against the oracle
 QUESTIONS = (  # the judge's score, and the oracle's answer to the same question

@@ -96,15 +96,20 @@ def check_edits(files: Mapping[str, EditsFile], items: Mapping[str, Any]) -> lis
 
 
 def pairs(benchmark: Benchmark, file: EditsFile) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    edits = file.folder.read_table(file.name, list(EDITS_COLUMNS)).to_pylist()
+    """Each edit of a file with its item; both have a `clip` where their tables do."""
+    edits = file.folder.read_table(file.name, _with_clip(file.folder, file.name, EDITS_COLUMNS)).to_pylist()
     wanted = {edit["item_id"] for edit in edits}
     items = {}
     for name in benchmark.names:
-        table = benchmark.folder.read_table(name, list(BENCHMARK_COLUMNS))
+        table = benchmark.folder.read_table(name, _with_clip(benchmark.folder, name, BENCHMARK_COLUMNS))
         chosen = pa.array([item_id in wanted for item_id in table["item_id"].to_pylist()])
         items |= {row["item_id"]: row for row in table.filter(chosen).to_pylist()}
     for edit in edits:
         yield items[edit["item_id"]], edit
+
+
+def _with_clip(folder: Folder, name: str, columns: tuple[str, ...]) -> list[str]:
+    return [*columns, *(("clip",) if "clip" in _columns(folder, name) else ())]
 
 
 def read_image(data: bytes) -> Image.Image:

@@ -69,6 +69,10 @@ class GalleryItem:
     edits: dict[str, tuple[bytes | None, dict[str, Any]]]
 
 
+OTHERS = {"evaluate_video": "clips", "evaluate_customization": "settings"}
+"""What evaluates other things than edits of pictures, and what these are called."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ReportData:
     run_id: str
@@ -87,33 +91,59 @@ class ReportData:
     problems: list[Problem]
     num_rows: dict[str, int]  # rows by stage
     tables: dict[str, pa.Table]  # what is written as CSV
+    items: str = "edits"  # what the figures are about
+    others: tuple[ReportData, ...] = ()  # the same about clips, and about objects in other settings
+
+    def anchor(self, section: str) -> str:
+        """The id of a section: a page may have it for edits of pictures and for others."""
+        return section if self.items == "edits" else f"{section}-{self.items}"
 
 
 def gather(inputs: Mapping[str, Artifact], root: str, run_id: str, num_gallery: int) -> ReportData:
     """Reads everything; of the images only those of the gallery."""
     run = record.read_run(Folder(root), run_id)
-    tables = _read_figures(inputs.get("evaluate"))
-    scores = tables["scores"].to_pylist() if "scores" in tables else []
-    summary = tables["summary"].to_pylist() if "summary" in tables else []
-    config = inputs["evaluate"].manifest.config if "evaluate" in inputs else {}
-    return ReportData(
+    figures, scores = _figures(inputs, "evaluate", num_gallery)
+    others = {stage: _figures(inputs, stage, num_gallery) for stage in OTHERS}
+    data = ReportData(
         run_id=run_id,
         profile=run.profile if run else "",
         nodes=_nodes(inputs, run, root),
-        methods=list(dict.fromkeys(row["method"] for row in scores)),
-        edit_types=sorted({row["edit_type"] for row in scores}),
-        summary={(row["method"], row["edit_type"], row["metric"]): row for row in summary},
-        comparisons=tables["comparisons"].to_pylist() if "comparisons" in tables else [],
-        agreement=tables["agreement"].to_pylist() if "agreement" in tables else [],
-        num_expected=len({row["item_id"] for row in scores}),
-        confidence=config.get("confidence", 0.95),
-        gallery=_gallery(inputs, scores, num_gallery),
         curves={name: curves for name, artifact in inputs.items() if (curves := _curves(artifact.folder))},
         starts={name: start for name, a in inputs.items() if (start := a.manifest.config.get("init_adapter"))},
-        problems=_problems(inputs, scores, root, run_id),
+        problems=_problems(inputs, {"evaluate": scores} | {name: s for name, (_, s) in others.items()}, root, run_id),
         num_rows={name: a.manifest.rows for name, a in inputs.items() if a.manifest.rows is not None},
-        tables=tables,
+        **figures,
     )
+    found = {
+        stage: dataclasses.replace(data, items=OTHERS[stage], **fields)
+        for stage, (fields, scores) in others.items()
+        if scores
+    }
+    tables = dict(data.tables)
+    for other in found.values():
+        tables |= {f"{other.items}_{name}": table for name, table in other.tables.items()}
+    return dataclasses.replace(data, tables=tables, others=tuple(found.values()))
+
+
+def _figures(
+    inputs: Mapping[str, Artifact], stage: str, num_gallery: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The fields of ReportData that one evaluation fills, and its scores."""
+    tables = _read_figures(inputs.get(stage))
+    scores = tables["scores"].to_pylist() if "scores" in tables else []
+    summary = tables["summary"].to_pylist() if "summary" in tables else []
+    config = inputs[stage].manifest.config if stage in inputs else {}
+    return {
+        "methods": list(dict.fromkeys(row["method"] for row in scores)),
+        "edit_types": sorted({row["edit_type"] for row in scores}),
+        "summary": {(row["method"], row["edit_type"], row["metric"]): row for row in summary},
+        "comparisons": tables["comparisons"].to_pylist() if "comparisons" in tables else [],
+        "agreement": tables["agreement"].to_pylist() if "agreement" in tables else [],
+        "num_expected": len({row["item_id"] for row in scores}),
+        "confidence": config.get("confidence", 0.95),
+        "gallery": _gallery(inputs, scores, num_gallery),
+        "tables": tables,
+    }, scores
 
 
 def _read_figures(artifact: Artifact | None) -> dict[str, pa.Table]:
@@ -196,7 +226,7 @@ def _gallery(
             item_id,
             items[item_id]["edit_type"],
             items[item_id]["instruction"],
-            items[item_id]["image"],
+            items[item_id].get("clip") or items[item_id]["image"],
             {method: (images.get((item_id, method)), row) for method, row in by_item[item_id].items()},
         )
         for item_id in chosen
@@ -224,7 +254,7 @@ def _curves(folder: Folder) -> list[Curve]:
 
 
 def _problems(
-    inputs: Mapping[str, Artifact], scores: Sequence[Mapping[str, Any]], root: str, run_id: str
+    inputs: Mapping[str, Artifact], scores: Mapping[str, Sequence[Mapping[str, Any]]], root: str, run_id: str
 ) -> list[Problem]:
     problems = []
     for stage, artifact in inputs.items():
@@ -236,13 +266,14 @@ def _problems(
         problems += [
             Problem(stage, outcome, reason, count) for (outcome, reason), count in counts.most_common(MAX_REASONS)
         ]
-    unscored = collections.Counter(
-        (row["method"], row["unscored"][:MAX_REASON_LENGTH]) for row in scores if row["unscored"]
-    )
-    problems += [
-        Problem("evaluate", "unscored", f"{method}: {reason}", count)
-        for (method, reason), count in unscored.most_common(MAX_REASONS)
-    ]
+    for stage, rows in scores.items():
+        unscored = collections.Counter(
+            (row["method"], row["unscored"][:MAX_REASON_LENGTH]) for row in rows if row["unscored"]
+        )
+        problems += [
+            Problem(stage, "unscored", f"{method}: {reason}", count)
+            for (method, reason), count in unscored.most_common(MAX_REASONS)
+        ]
     problems += [
         Problem(incident["stage"], "incident", incident["text"], None)
         for incident in record.read_incidents(Folder(root), run_id)

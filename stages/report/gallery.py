@@ -106,8 +106,10 @@ def gallery(data: ReportData) -> str:
             "right", "result", [("", "Right or not"), ("yes", f"{label} right"), ("no", f"{label} not right")]
         )
     items = "".join(_item(item, methods, star) for item in data.gallery)
+    name = data.anchor("gallery")
     return (
-        '<section id="gallery"><h2>See for yourself</h2><p class="lead">The same items for every method, '
+        f'<section id="{name}" class="gallery"><h2>See for yourself</h2>'
+        '<p class="lead">The same items for every method, '
         "taken evenly from the kinds of edit in the order of their ids, whatever came out.</p>"
         f'<div class="filters">{filters}</div><p class="count" aria-live="polite"></p>{items}</section>'
     )

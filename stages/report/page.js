@@ -1,7 +1,7 @@
 "use strict";
-(() => {
-  const items = [...document.querySelectorAll(".item")];
-  const count = document.querySelector(".count");
+for (const gallery of document.querySelectorAll(".gallery")) {
+  const items = [...gallery.querySelectorAll(".item")];
+  const count = gallery.querySelector(".count");
   const chosen = { type: "", right: "" };
   const show = () => {
     let shown = 0;
@@ -12,7 +12,7 @@
     }
     if (count) count.textContent = `${shown} of ${items.length} shown`;
   };
-  for (const button of document.querySelectorAll(".filters button")) {
+  for (const button of gallery.querySelectorAll(".filters button")) {
     button.addEventListener("click", () => {
       chosen[button.dataset.filter] = button.dataset.value;
       for (const other of button.parentElement.children) other.setAttribute("aria-pressed", String(other === button));
@@ -20,4 +20,4 @@
     });
   }
   show();
-})();
+}

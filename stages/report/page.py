@@ -18,12 +18,14 @@ MAX_MAIN_CURVES = 6
 
 def render_page(data: ReportData, title: str) -> str:
     """The whole page as HTML. All text that comes from data is escaped."""
+    main = data.others[0] if data.others and not data.methods else data  # a run without edits of pictures
     sections = [
-        hero(data, title),
+        hero(main, title),
         pipeline(data),
-        results.comparison(data),
-        results.by_edit_type(data),
-        gallery.gallery(data),
+        results.comparison(main),
+        results.by_edit_type(main),
+        gallery.gallery(main),
+        *(other(section) for section in data.others if section is not main),
         training(data),
         results.judge(data),
         problems(data),
@@ -48,6 +50,18 @@ def hero(data: ReportData, title: str) -> str:
         f'<header class="hero"><div><div class="eyebrow"><b>{escape(title)}</b> · {profile}run '
         f"{escape(data.run_id)}</div><h1>{results.headline(data)}</h1>"
         f'<p class="lead">{results.lead(data)}</p></div>{examples}</header>'
+    )
+
+
+TITLES = {"clips": "Video", "settings": "Customization"}
+
+
+def other(data: ReportData) -> str:
+    """What the run found out about clips or settings, after what it found out about edits of pictures."""
+    return (
+        f'<section id="{data.items}"><h2>{TITLES[data.items]}</h2><p class="lead">{results.headline(data)} '
+        f"{results.lead(data)}</p></section>"
+        f"{results.comparison(data)}{gallery.gallery(data)}"
     )
 
 

@@ -59,7 +59,7 @@ def headline(data: ReportData) -> str:
     label, number = escape(words.method(star).label), f"<em>{words.value(metric, value)}</em>"
     who = "An editor that never saw an edited example" if words.method(star).role == "ours" else label
     if metric == "whole_scene_right":
-        return f"{who} gets {number} of unseen edits exactly right."
+        return f"{who} gets {number} of unseen {data.items} exactly right."
     return f"{who} scores {number} of 10 with the judge."
 
 
@@ -72,10 +72,7 @@ def lead(data: ReportData) -> str:
         return "It shows what ran and what was made so far."
     sentences = []
     if words.method(star).role == "ours":
-        sentences.append(
-            f"{escape(words.method(star).label)} learned from plain images and from instructions that a "
-            "vision-language model wrote about them."
-        )
+        sentences.append(f"{escape(words.method(star).label)} learned from {words.LEARNED_FROM[data.items]}.")
     elif words.method(star).role == "few":
         sentences.append(
             f"{escape(words.method(star).label)} learned from a few true pairs and a video model that knows how "
@@ -99,11 +96,11 @@ def lead(data: ReportData) -> str:
         )
     if metric == "whole_scene_right":
         sentences.append(
-            f"Measured on {data.num_expected:,} held-out edits: exactly right means that the edit is done "
-            "and that nothing else has changed."
+            f"Measured on {data.num_expected:,} held-out {data.items}: exactly right means that "
+            f"{words.EXACTLY_RIGHT[data.items]}."
         )
     else:
-        sentences.append(f"Measured on {data.num_expected:,} held-out edits.")
+        sentences.append(f"Measured on {data.num_expected:,} held-out {data.items}.")
     return " ".join(sentences)
 
 
@@ -130,10 +127,11 @@ def comparison(data: ReportData) -> str:
         return ""
     methods = ordered_methods(data)
     panels = "".join(_panel(data, metric, methods) for metric in metrics)
+    name = data.anchor("results")
     layout = f'class="panels first-wide" style="--rest:{len(metrics) - 1}"'
     return (
-        '<section id="results"><h2>Against the alternatives</h2>'
-        '<p class="lead">The dot is the mean over the same held-out edits, the bar its '
+        f'<section id="{name}"><h2>Against the alternatives</h2>'
+        f'<p class="lead">The dot is the mean over the same held-out {data.items}, the bar its '
         f"{data.confidence:.0%} confidence interval.</p>"
         f"<div {layout}>{panels}</div>{_table(data, methods)}{_comparisons(data)}</section>"
     )

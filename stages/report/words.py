@@ -20,6 +20,8 @@ METHODS = {
     "byg": Method("ByG", "trained without edit pairs", "ours"),
     "np_edit": Method("NP-Edit", "trained without edit pairs", "ours"),
     "video4edit": Method("Video4Edit", "a clip's last frame, from few pairs", "few"),
+    "byg_video": Method("ByG on video", "trained without edited clips", "ours"),
+    "customization": Method("NP-Edit", "trained without edit pairs", "ours"),
     "flow_grpo": Method("Flow-GRPO", "rewarded by the judge", "other"),
     "sft": Method("Supervised", "trained on true pairs", "bound"),
     "flowedit": Method("FlowEdit", "no training, both true captions", "base"),
@@ -45,6 +47,7 @@ METRICS = {
     "whole_scene_right": Metric("Exactly right", 1.0, True),
     "edit_success": Metric("Edit done", 1.0, True),
     "preservation": Metric("Rest kept", 1.0, True),
+    "frames_right": Metric("Frames right", 1.0, True),
     "judge_overall": Metric("Judge overall", 10.0),
     "judge_success": Metric("Judge: success", 10.0),
     "judge_over_editing": Metric("Judge: over-editing", 10.0),
@@ -54,6 +57,7 @@ METRICS = {
     "l1": Metric("L1 to the source", None, higher_is_better=False),
     "psnr": Metric("PSNR to the source, dB", None),
     "ssim": Metric("SSIM to the source", None),
+    "flicker_added": Metric("Flicker beyond the source's", None, higher_is_better=False),
 }
 
 
@@ -87,3 +91,15 @@ def p_value(number: float | None) -> str:
     if number is None:
         return "–"
     return "< 0.001" if number < 0.001 else f"{number:.3f}"
+
+
+LEARNED_FROM = {  # by what the items are: how an editor of ours learned
+    "edits": "plain images and instructions that a vision-language model wrote about them",
+    "clips": "clips that the base model drew itself, each in one style, and instructions to give them another",
+    "settings": "plain images and settings that a vision-language model thought of for their objects",
+}
+EXACTLY_RIGHT = {
+    "edits": "the edit is done and that nothing else has changed",
+    "clips": "the edit is done and that nothing else has changed, in every frame",
+    "settings": "the object stands in the setting that was asked for and is still the same one",
+}

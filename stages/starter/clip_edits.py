@@ -7,7 +7,6 @@ as before. So every frame has its truth: the frame of the same clip rendered in 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 from collections.abc import Sequence
 
@@ -21,10 +20,11 @@ _EVERYWHERE = np.ones((world.IMAGE_SIZE, world.IMAGE_SIZE), dtype=bool)
 
 @dataclasses.dataclass(frozen=True)
 class ClipEdit:
-    """A clip, and the style that all of its frames should get."""
+    """A clip of so many frames, and the style that all of them should get."""
 
     clip: clips.Clip
     style: str
+    num_frames: int = clips.NUM_FRAMES
 
     @property
     def target(self) -> clips.Clip:
@@ -49,6 +49,7 @@ class ClipEdit:
                 "first": clip.source.to_json(),
                 "last": clip.target.to_json(),
                 "style": self.style,
+                "num_frames": self.num_frames,
             },
             sort_keys=True,
         )
@@ -57,7 +58,7 @@ class ClipEdit:
     def from_json(text: str) -> ClipEdit:
         raw = json.loads(text)
         first, last = (world.Scene.from_json(raw[name]) for name in ("first", "last"))
-        return ClipEdit(clips.Clip(raw["kind"], first, last, raw["evolution_caption"]), raw["style"])
+        return ClipEdit(clips.Clip(raw["kind"], first, last, raw["evolution_caption"]), raw["style"], raw["num_frames"])
 
 
 def in_style(clip: clips.Clip, style: str) -> clips.Clip:
@@ -66,10 +67,12 @@ def in_style(clip: clips.Clip, style: str) -> clips.Clip:
     return dataclasses.replace(clip, source=source, target=target)
 
 
-def sample_clip_edit(generator: np.random.Generator, kind: str, style: str) -> ClipEdit:
+def sample_clip_edit(
+    generator: np.random.Generator, kind: str, style: str, num_frames: int = clips.NUM_FRAMES
+) -> ClipEdit:
     """A clip of this kind in `style`, and the edit that gives it the other one."""
     other = world.STYLES[1 - world.STYLES.index(style)]
-    return ClipEdit(in_style(clips.sample_clip(generator, (kind,)), style), other)
+    return ClipEdit(in_style(clips.sample_clip(generator, (kind,)), style), other, num_frames)
 
 
 def is_clip_edit(metadata: str) -> bool:
@@ -113,8 +116,10 @@ def score_clip(edit: ClipEdit, frames: Sequence[np.ndarray]) -> ClipScore:
     where no 4x4 block is far from the true frame in the style that the frame has, and each of the sixteen patches
     is lit or in shade as it was; the first and the last frame must also read as their scenes do.
 
-    Raises ValueError if the number of frames isn't 4k + 1.
+    Raises ValueError if there are more frames or fewer than the edit has.
     """
+    if len(frames) != edit.num_frames:
+        raise ValueError(f"{len(frames)} frames, where the clip has {edit.num_frames}")
     truths = {style: clips.render_clip(in_style(edit.clip, style), len(frames)) for style in world.STYLES}
     scenes = {0: edit.clip.source, len(frames) - 1: edit.clip.target}
     done, kept = [], []
@@ -143,9 +148,3 @@ def _light_signs(pixels: np.ndarray, style: str, clip: clips.Clip, progress: flo
     patches = difference.reshape(world.NUM_PATCHES, world.PATCH_SIZE, world.NUM_PATCHES, world.PATCH_SIZE, 3)
     brightness = patches.mean(axis=(1, 3, 4))
     return tuple(int(lit) for lit in np.where(brightness.ravel() > brightness.mean(), 1, -1))
-
-
-def flicker(frames: Sequence[np.ndarray]) -> float:
-    """The mean absolute difference of neighbouring frames, uint8 each, in parts of the range."""
-    steps = itertools.pairwise(np.asarray(frames, dtype=np.float64) / 255)
-    return float(np.mean([np.abs(after - before).mean() for before, after in steps]))

@@ -20,7 +20,7 @@ from cluster.artifacts import Artifact
 from cluster.config import StageConfig
 from cluster.dag import Context
 from stages.starter import clip_edits, world
-from stages.starter.clips import evolution_caption, render_clip, sample_clip
+from stages.starter.clips import NUM_FRAMES, evolution_caption, render_clip, sample_clip
 from stages.train.backbones.clip_files import write_clip
 
 Split = Literal[
@@ -182,19 +182,20 @@ def make_benchmark(inputs: Mapping[str, Artifact], config: BenchmarkConfig, cont
     context.out.write_table("benchmark.parquet", pa.Table.from_pylist(rows, BENCHMARK_SCHEMA))
 
 
-def sample_clip_edits(split: Split, num: int, seed: int) -> list[clip_edits.ClipEdit]:
+def sample_clip_edits(split: Split, num: int, seed: int, num_frames: int = NUM_FRAMES) -> list[clip_edits.ClipEdit]:
     """Edits of clips of their own, day and night in turn, the kinds of clips in turn within each."""
     kinds, edits = clip_edits.CLIP_KINDS, []
     for index in range(num):
         kind, style = kinds[index // len(world.STYLES) % len(kinds)], world.STYLES[index % len(world.STYLES)]
-        edits.append(clip_edits.sample_clip_edit(item_generator(split, seed, index), kind, style))
+        edits.append(clip_edits.sample_clip_edit(item_generator(split, seed, index), kind, style, num_frames))
     return edits
 
 
 def make_video_benchmark(inputs: Mapping[str, Artifact], config: VideoBenchmarkConfig, context: Context) -> None:
     """Writes `benchmark.parquet` with whole clips; `image` is a clip's first frame, `metadata` is for the oracle."""
     rows = []
-    for index, edit in enumerate(sample_clip_edits(config.split, config.num_items, config.seed)):
+    edits = sample_clip_edits(config.split, config.num_items, config.seed, config.num_frames)
+    for index, edit in enumerate(edits):
         frames = np.round(render_clip(edit.clip, config.num_frames) * 255).astype(np.uint8)
         rows.append(
             {

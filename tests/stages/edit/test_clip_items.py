@@ -1,6 +1,7 @@
 """Editing clips: every method gives whole clips, as diffusers' pipeline with the LoRA would for the source's tokens."""
 
 import io
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from cluster.errors import UserError
 from cluster.folder import Folder
+from stages.edit.editors import ClipMethod
 from stages.edit.sampler import ADAPTER_FILE
 from stages.edit.settings import EditVideoConfig
 from stages.edit.stage import edit_images
@@ -22,7 +24,7 @@ from tests.artifacts import committed
 from tests.stages.ingest.context import make_context
 from tests.tiny_wan import new_transformer, save_tiny_wan
 
-METHODS = EditVideoConfig().methods
+METHODS = get_args(ClipMethod)
 NUM_STEPS = 2
 GRID = (2, 4, 4)
 
@@ -61,6 +63,7 @@ def run(given, model, tmp_path, monkeypatch):
 
         monkeypatch.setattr("stages.edit.stage.run_shards", in_process)
         settings = {"model": str(model), "num_inference_steps": NUM_STEPS, "sdedit_strengths": (0.7,)} | settings
+        settings = {"methods": METHODS} | settings
         edit_images(given, EditVideoConfig(**{"flowedit_starts": (1.0,)} | settings), context)
         names = [name for name in context.out.list(".parquet", recursive=True) if name.startswith("edits/")]
         rows = [row for name in names for row in context.out.read_table(name).to_pylist()]

@@ -71,13 +71,6 @@ def test_noise_as_an_autoencoder_leaves_it_is_forgiven():
         assert clip_edits.score_clip(edit, noisy.clip(0, 1)).whole_scene_right
 
 
-def test_flicker_is_the_mean_difference_of_neighbours():
-    frames = np.zeros((3, 2, 2, 3), dtype=np.uint8)
-    frames[1], frames[2] = 51, 0
-    assert clip_edits.flicker(frames) == pytest.approx(0.2)
-    assert clip_edits.flicker(frames[[0, 0, 0]]) == 0
-
-
 def test_metadata_comes_back_and_is_told_from_a_pictures():
     for edit in EDITS[:14]:
         assert clip_edits.ClipEdit.from_json(edit.to_json()) == edit
