@@ -96,7 +96,7 @@ def test_the_report_has_clips_that_play_beside_pictures_or_alone(evaluated, tmp_
     page = render_page(both, "both")
     assert "of unseen edits exactly right" in page and "of unseen clips exactly right" in page
     assert page.index('id="gallery"') < page.index('id="clips"') < page.index('id="gallery-clips"')
-    assert {"scores", "video_scores", "video_summary"} <= both.tables.keys()
+    assert {"scores", "clips_scores", "clips_summary"} <= both.tables.keys()
     alone = render_page(gather(artifacts, str(tmp_path), "none", 4), "alone")
     assert "<h1>An editor that never saw an edited example gets <em>100%</em> of unseen clips" in alone
     assert "exactly right means that the edit is done and that nothing else has changed, in every frame" in alone

@@ -16,7 +16,7 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize("kind", ["i2v", "flf2v"])
+@pytest.mark.parametrize("kind", ["i2v", "flf2v", "t2v"])
 def test_the_shipped_pipelines_make_clips(kind):
     pipeline = wan_measure.load_pipeline(WAN / kind)
     assert type(pipeline).__name__ == ("WanPipeline" if kind == "t2v" else "WanImageToVideoPipeline")
