@@ -100,6 +100,8 @@ def test_the_report_has_clips_that_play_beside_pictures_or_alone(evaluated, tmp_
     alone = render_page(gather(artifacts, str(tmp_path), "none", 4), "alone")
     assert "<h1>An editor that never saw an edited example gets <em>100%</em> of unseen clips" in alone
     assert "exactly right means that the edit is done and that nothing else has changed, in every frame" in alone
-    assert 'id="video"' not in alone and alone.count('class="gallery"') == 1
+    assert 'id="clips"' not in alone and alone.count('class="gallery"') == 1
     assert alone.count("data:image/webp;base64,") >= 4 * 3  # sources and edits; one edit can't be read
-    assert len(both.video.gallery) == 4 and {"frames_right", "flicker_added"} <= {m for _, _, m in both.video.summary}
+    assert len(both.others[0].gallery) == 4 and {"frames_right", "flicker_added"} <= {
+        m for _, _, m in both.others[0].summary
+    }
