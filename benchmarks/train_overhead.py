@@ -65,8 +65,8 @@ def bare_loop(config: TrainConfig, data: Path) -> Callable[[], None]:
     adapters = Adapters(transformer)
     tensors = {}
     for name in ("student", "ema"):
-        adapters.add(name, config.rank, config.lora_alpha, backbone.LORA_TARGETS, 0)
-        tensors[name] = list(adapters.tensors(name).values())
+        adapter = adapters.add(name, config.rank, config.lora_alpha, backbone.LORA_TARGETS, 0)
+        tensors[name] = list(adapter.tensors.values())
     for tensor in tensors["student"]:
         tensor.requires_grad_()
     optimizer = torch.optim.AdamW(tensors["student"], lr=config.learning_rate)
