@@ -27,8 +27,8 @@ class BareLoop:
         self.adapters = Adapters(self.transformer)
         self.tensors, self.optimizers = {}, {}
         for name in (*self.method.TRAINED, "ema"):
-            self.adapters.add(name, config.rank, config.lora_alpha, self.backbone.LORA_TARGETS, 0)
-            self.tensors[name] = list(self.adapters.tensors(name).values())
+            adapter = self.adapters.add(name, config.rank, config.lora_alpha, self.backbone.LORA_TARGETS, 0)
+            self.tensors[name] = list(adapter.tensors.values())
         for name in self.method.TRAINED:
             for tensor in self.tensors[name]:
                 tensor.requires_grad_()

@@ -16,9 +16,9 @@ from stages.train import flow
 from stages.train.adapters import Adapters
 from stages.train.backbones.backbone import load_network, loading
 from stages.train.backbones.pictures import Picture, to_clips, to_images, to_pixels
+from stages.train.backbones.wan import Experts
+from stages.train.export import FILES
 from stages.train.roles import TextEmbeds
-
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"  # the name by which diffusers finds a LoRA in a folder
 
 
 class Sampler:
@@ -72,22 +72,26 @@ class Sampler:
         self.adapters = Adapters(self.transformer)
 
     def _load_adapter(self, name: str, folder: Path) -> None:
-        try:
-            self.transformer.load_lora_adapter(
-                str(folder),
-                adapter_name=name,
-                weight_name=ADAPTER_FILE,
-                use_safetensors=True,
-                local_files_only=True,
-            )
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
-            text = " ".join(str(error).split())[:300]
-            raise UserError(
-                f"edit: the adapter {name!r} in {folder} doesn't fit the model ({text}). It must have been "
-                "trained on the model that edit.model names."
-            ) from error
-        if name not in getattr(self.transformer, "peft_config", {}):  # diffusers only warns where no key fits
-            raise UserError(f"edit: {Path(folder) / ADAPTER_FILE} holds no LoRA of this model's transformer.")
+        parts = {"": self.transformer}
+        if isinstance(self.transformer, Experts):
+            parts = {part: getattr(self.transformer, part) for part in Experts.PARTS}
+        for part, network in parts.items():
+            try:
+                network.load_lora_adapter(
+                    str(folder),
+                    adapter_name=name,
+                    weight_name=FILES[part],
+                    use_safetensors=True,
+                    local_files_only=True,
+                )
+            except (OSError, RuntimeError, ValueError, KeyError) as error:
+                text = " ".join(str(error).split())[:300]
+                raise UserError(
+                    f"edit: the adapter {name!r} in {folder} doesn't fit the model ({text}). It must have been "
+                    "trained on the model that edit.model names."
+                ) from error
+            if name not in getattr(network, "peft_config", {}):  # diffusers only warns where no key fits
+                raise UserError(f"edit: {Path(folder) / FILES[part]} holds no LoRA of this model's transformer.")
 
     def tokens(self, images: Sequence[Picture]) -> torch.Tensor:
         """Pictures of one size, or clips, as packed latents `[B, N, 64]`, float32."""

@@ -75,7 +75,7 @@ class Adapters:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._active: list[str | None] = [None]  # shared with every layer
-        self._adapters: dict[str, Adapter] = {}
+        self._names: set[str] = set()
         self._foreign = _foreign_layers(model)
         self._activate(None)
 
@@ -83,15 +83,15 @@ class Adapters:
     def active(self) -> str | None:
         return self._active[0]
 
-    def __getitem__(self, name: str) -> Adapter:
-        return self._adapters[name]
-
-    def add(self, name: str, rank: int, alpha: float, target_modules: Sequence[str], seed: int) -> Adapter:
+    def add(
+        self, name: str, rank: int, alpha: float, target_modules: Sequence[str], seed: int, part: str = ""
+    ) -> Adapter:
         """Adds an adapter whose `B` is zero (so it changes nothing yet) and whose `A` is drawn from `seed`.
 
-        It goes on the linear layers whose path ends in one of `target_modules`.
+        It goes on the linear layers whose path ends in one of `target_modules`; with a `part`, a submodule, on those
+        within it, and the paths of its tensors begin there. Two of one name, on two parts, are active together.
         """
-        layers = self._layers(target_modules)
+        layers = self._layers(target_modules, part)
         shapes = {}
         for path, layer in layers.items():
             shapes[f"{path}.lora_A.weight"] = torch.Size((rank, layer.in_features))
@@ -104,12 +104,8 @@ class Adapters:
             bound = layer.in_features**-0.5
             a.copy_(torch.empty(a.shape).uniform_(-bound, bound, generator=generator))
             layer.adapters[name] = (a, b, adapter.scale)
-        self._adapters[name] = adapter
+        self._names.add(name)
         return adapter
-
-    def tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """The adapter's tensors by module path, without its name: `<module>.lora_A.weight`."""
-        return self._adapters[name].tensors
 
     @contextlib.contextmanager
     def use(self, name: str | None) -> Iterator[None]:
@@ -132,17 +128,18 @@ class Adapters:
             )
         loss.backward()
 
-    def _layers(self, target_modules: Sequence[str]) -> dict[str, LoraLinear]:
-        """The targeted layers by path, wrapped now if they weren't."""
+    def _layers(self, target_modules: Sequence[str], part: str) -> dict[str, LoraLinear]:
+        """The targeted layers of a part by their path in it, wrapped now if they weren't."""
         ends = tuple(f".{end}" for end in target_modules)
         layers = {}
-        for path, module in list(self.model.named_modules()):
+        root = self.model.get_submodule(part)
+        for path, module in list(root.named_modules()):
             if not f".{path}".endswith(ends):
                 continue
             if isinstance(module, nn.Linear):
                 parent, _, name = path.rpartition(".")
                 module = LoraLinear(module, self._active)
-                setattr(self.model.get_submodule(parent), name, module)
+                setattr(root.get_submodule(parent), name, module)
             if isinstance(module, LoraLinear):
                 layers[path] = module
         if not layers:
@@ -151,7 +148,7 @@ class Adapters:
         return layers
 
     def _activate(self, name: str | None) -> None:
-        known = {*self._adapters, *getattr(self.model, "peft_config", ())}
+        known = {*self._names, *getattr(self.model, "peft_config", ())}
         if name is not None and name not in known:
             raise KeyError(f"there is no adapter {name!r}")
         for layer in self._foreign:

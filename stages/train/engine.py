@@ -18,10 +18,12 @@ from torch import nn
 
 from cluster.errors import UserError
 from cluster.folder import Folder
+from stages.train import flow
 from stages.train.adapters import Adapter, Adapters
 from stages.train.backbones.backbone import HIDDEN_STATES, backbone_of
+from stages.train.backbones.wan import Experts
 from stages.train.data import BatchOrder, EncodedData
-from stages.train.export import read_lora, save_lora
+from stages.train.export import FILES, read_lora, save_lora
 from stages.train.live import LiveData
 from stages.train.methods import byg, flow_grpo, np_edit, sft, video4edit
 from stages.train.roles import Batch, Draws, Judge, Roles, TextEmbeds, VelocityAndHiddenStates
@@ -83,6 +85,12 @@ class Trainer:
         self.backbone = backbone_of(config.model, f"{config.stage}.model")
         self.root, networks = load_root(config, device)
         self.transformer = networks.transformer
+        self.parts = {"": ""}
+        """Of the network, each with adapters of its own, by what their names end in."""
+        self.boundary: float | None = None
+        self._expert = ""  # of this step, as in `parts`
+        if isinstance(self.transformer, Experts):
+            self._divide(self.transformer)
         self._prepare()
         self.roles = Roles(
             student=self.role("student"),
@@ -104,18 +112,40 @@ class Trainer:
         self.adapters = Adapters(self.transformer)
         self.trained: dict[str, Adapter] = {}
         self.optimizers: dict[str, torch.optim.AdamW] = {}
-        for name in self.method.TRAINED:
-            self.trained[name], self.optimizers[name] = self._new_trained(name)
-        self.student = self.trained["student"]
-        self.ema = self._new_adapter("ema") if self.config.ema_decay else self.student
+        self.averages: dict[str, Adapter] = {}
+        """Of the students; without an average the student itself."""
+        for end, part in self.parts.items():
+            for name in self.method.TRAINED:
+                self.trained[name + end], self.optimizers[name + end] = self._new_trained(name, part)
+            own = self.trained["student" + end]
+            self.averages["student" + end] = self._new_adapter("ema", part) if self.config.ema_decay else own
+        self.student, self.ema = self.trained["student"], self.averages["student"]
         self._touched: list[str] = []  # the adapters that this step has trained
 
-    def _new_adapter(self, name: str) -> Adapter:
-        config = self.config
-        return self.adapters.add(name, config.rank, config.lora_alpha, self.backbone.LORA_TARGETS, config.seed)
+    def _divide(self, experts: Experts) -> None:
+        """Gives each of two experts adapters and optimizers of its own, which have turns.
 
-    def _new_trained(self, name: str) -> tuple[Adapter, torch.optim.AdamW]:
-        adapter, config = self._new_adapter(name), self.config
+        A step's times lie on one side of the boundary, so that it trains one LoRA; the side is drawn for all ranks
+        at once, each as often as the method's times would lie there. Sampling passes through both.
+
+        Raises UserError for a method that can't do with a part of the times.
+        """
+        shifts = self.settings.time_shifts
+        if shifts is None:
+            raise UserError(
+                f"{self.config.stage}: {self.config.model} has two experts, and {self.config.method} trains at all "
+                f"times at once. Name a model with one transformer with --set {self.config.stage}.model=..."
+            )
+        self.parts = dict(zip(("", "_2"), experts.PARTS, strict=True))
+        self.boundary = experts.boundary_ratio
+        self.high_noise_share = math.fsum(flow.logit_normal_share(self.boundary, s) for s in shifts) / len(shifts)
+
+    def _new_adapter(self, name: str, part: str) -> Adapter:
+        config, targets = self.config, self.backbone.LORA_TARGETS
+        return self.adapters.add(name, config.rank, config.lora_alpha, targets, config.seed, part)
+
+    def _new_trained(self, name: str, part: str) -> tuple[Adapter, torch.optim.AdamW]:
+        adapter, config = self._new_adapter(name, part), self.config
         adapter.require_gradient()
         adapter.flat.grad = adapter.gradient
         optimizer = torch.optim.AdamW(
@@ -132,8 +162,8 @@ class Trainer:
 
     def _backward(self, loss: torch.Tensor, name: str = "student") -> None:
         """The student's loss is refused under another adapter; any other adapter's brings its own with it."""
-        if name not in self._touched:
-            self._touched.append(name)
+        if name + self._expert not in self._touched:
+            self._touched.append(name + self._expert)
         own = contextlib.nullcontext() if name == "student" else self.adapters.use(name)
         with own:
             self.adapters.backward(loss, name)
@@ -218,6 +248,10 @@ class Trainer:
         rows = self.order.rows(step)
         batch = self.batch(rows[self.my_rows])
         draws = Draws(config.seed, step, config.batch_size, self.my_rows)
+        if self.boundary is not None:
+            is_high = draws.chance(self.high_noise_share)
+            self._expert = "" if is_high else "_2"
+            draws.t_range = (self.boundary, 1.0) if is_high else (0.0, self.boundary)
         self._forget_gradients()
         figures: dict[str, torch.Tensor] = {}
 
@@ -256,8 +290,9 @@ class Trainer:
                 self.trained[name].gradient.mul_(self.config.max_gradient_norm / norm)
             self.optimizers[name].param_groups[0]["lr"] = self.learning_rate
             self.optimizers[name].step()
-        if "student" in norms and self.ema is not self.student:
-            self.ema.flat.lerp_(self.student.flat.detach(), 1 - self.config.ema_decay)
+            average = self.averages.get(name, self.trained[name])
+            if average is not self.trained[name]:
+                average.flat.lerp_(self.trained[name].flat.detach(), 1 - self.config.ema_decay)
 
     @property
     def learning_rate(self) -> float:
@@ -290,14 +325,17 @@ class Trainer:
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """All that changes from step to step, by `<part>/<path of the LoRA tensor>`; views, in float32."""
-        parts = {} if self.ema is self.student else {"ema": self.ema.flat}
+        parts: dict[str, torch.Tensor] = {}
+        for end in self.parts:
+            if self.ema is not self.student:
+                parts["ema" + end] = self.averages["student" + end].flat
         steps = {}
         for name, adapter in self.trained.items():
             moments = self.optimizers[name].state[adapter.flat]
             before = "" if name == "student" else f"{name}_"
             parts |= {name: adapter.flat.detach()} | {f"{before}{m}": moments[m] for m in ("exp_avg", "exp_avg_sq")}
             steps[f"{name}/num_updates"] = moments["step"]
-        return steps | {
+        return steps | {  # all adapters have the same shapes: two experts are built alike
             f"{part}/{path}": view
             for part, flat in parts.items()
             for path, view in Adapter.views(flat, self.student.shapes).items()
@@ -316,24 +354,31 @@ class Trainer:
     @property
     def num_parameters(self) -> int:
         """How many numbers are trained."""
-        return self.student.flat.numel()
+        return self.student.flat.numel() * len(self.parts)
 
     def start_from(self, folder: Path) -> None:
         """Student and average start from a LoRA that was exported, instead of from nothing.
 
         Raises UserError if it doesn't fit.
         """
-        lora = read_lora(folder, self.student.shapes, self.config.lora_alpha)
-        with torch.no_grad():
-            for adapter in (self.student, self.ema):
-                for path, tensor in adapter.tensors.items():
-                    tensor.copy_(lora[path])
+        for end, part in self.parts.items():
+            student, average = self.trained["student" + end], self.averages["student" + end]
+            lora = read_lora(folder, student.shapes, self.config.lora_alpha, FILES[part])
+            with torch.no_grad():
+                for adapter in (student, average):
+                    for path, tensor in adapter.tensors.items():
+                        tensor.copy_(lora[path])
 
     def export(self, out: Folder) -> None:
-        """Writes the average to `adapter/`, as the backbone's pipeline loads it. On every rank at once."""
+        """Writes the average to `adapter/`, as the backbone's pipeline loads it, of two experts one file each (FILES).
+
+        On every rank at once.
+        """
         if self.rank == 0:
             config = self.config
-            save_lora(out.sub(EXPORTED), self.ema.tensors, config.rank, config.lora_alpha, self.backbone)
+            for end, part in self.parts.items():
+                tensors = self.averages["student" + end].tensors
+                save_lora(out.sub(EXPORTED), tensors, config.rank, config.lora_alpha, self.backbone, FILES[part])
 
 
 def _norm_of(adapter: str) -> str:

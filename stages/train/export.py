@@ -15,11 +15,23 @@ from cluster.folder import Folder
 from stages.train.backbones.backbone import Backbone
 
 FILE = "pytorch_lora_weights.safetensors"
+FILES = {
+    "": FILE,
+    "transformer": "pytorch_lora_weights_high_noise.safetensors",
+    "transformer_2": "pytorch_lora_weights_low_noise.safetensors",
+}
+"""By the part of the network that the LoRA is of: all of it, or one of two experts.
+
+diffusers takes each by its `weight_name`, the second with `load_into_transformer_2=True`.
+"""
+
 _PREFIX = "transformer."
 
 
-def save_lora(folder: Folder, tensors: dict[str, torch.Tensor], rank: int, alpha: float, backbone: Backbone) -> None:
-    """Writes a LoRA's tensors (`<module>.lora_A.weight`, ...) to `FILE`, as the backbone's pipeline has them.
+def save_lora(
+    folder: Folder, tensors: dict[str, torch.Tensor], rank: int, alpha: float, backbone: Backbone, file: str = FILE
+) -> None:
+    """Writes a LoRA's tensors (`<module>.lora_A.weight`, ...) to `file`, as the backbone's pipeline has them.
 
     Equal ones give equal bytes.
     """
@@ -31,15 +43,15 @@ def save_lora(folder: Folder, tensors: dict[str, torch.Tensor], rank: int, alpha
             transformer_lora_layers=layers,
             transformer_lora_adapter_metadata={"r": rank, "lora_alpha": alpha, "target_modules": modules},
         )
-        folder.write_bytes(FILE, _canonical((Path(temporary) / FILE).read_bytes()))
+        folder.write_bytes(file, _canonical((Path(temporary) / FILE).read_bytes()))
 
 
-def read_lora(folder: Path, shapes: dict[str, torch.Size], alpha: float) -> dict[str, torch.Tensor]:
+def read_lora(folder: Path, shapes: dict[str, torch.Size], alpha: float, name: str = FILE) -> dict[str, torch.Tensor]:
     """The tensors of a LoRA that `save_lora` wrote, by path.
 
     Raises UserError if there is none, or if it isn't of these shapes and this alpha.
     """
-    file = folder / FILE
+    file = folder / name
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))

@@ -8,6 +8,11 @@ from typing import Protocol
 
 import torch
 
+from stages.train.flow import is_within
+
+_MAX_DRAWS = 2000
+_MARGIN = 1e-6
+
 TextEmbeds = Mapping[str, torch.Tensor]
 """Embeddings of a batch of texts, by the names that the backbone's transformer takes (each `[B, ...]`)."""
 
@@ -52,6 +57,8 @@ class Draws:
         self.generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         self.batch_size = batch_size
         self._rows = rows
+        self.t_range = (0.0, 1.0)
+        """The times of this step: of a model with two experts those of the one that it trains."""
 
     def normal(self, like: torch.Tensor) -> torch.Tensor:
         """Noise in the shape of this rank's rows `like`, in float32 before the cast."""
@@ -59,8 +66,20 @@ class Draws:
         return noise[self._rows].to(like)
 
     def times(self, draw: Callable[[int, torch.Generator], torch.Tensor], device) -> torch.Tensor:
-        """This rank's times, drawn by `draw(num, generator)`."""
-        return draw(self.batch_size, self.generator)[self._rows].to(device)
+        """This rank's times, drawn by `draw(num, generator)`, those outside `t_range` again.
+
+        After `_MAX_DRAWS` rounds, in a range that the distribution hardly reaches, the nearest time in it is taken.
+        """
+        low, high = self.t_range
+        t = draw(self.batch_size, self.generator)
+        for _ in range(_MAX_DRAWS):
+            inside = is_within(t, self.t_range)
+            if inside.all():
+                break
+            t = torch.where(inside, t, draw(self.batch_size, self.generator))
+        else:
+            t = torch.where(is_within(t, self.t_range), t, t.clamp(low, high if high >= 1 else high - _MARGIN))
+        return t[self._rows].to(device)
 
     def chance(self, probability: float) -> bool:
         """One coin for the whole step: every rank sees the same side."""

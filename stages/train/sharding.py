@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from stages.train.backbones.backbone import loading
+from cluster.errors import UserError
+from stages.train.backbones.backbone import load_network, loading
 from stages.train.backbones.models import resolved_model
+from stages.train.backbones.wan import Experts
 from stages.train.settings import TrainConfig, TrainVideo4EditConfig
 
 
@@ -43,6 +45,11 @@ def load_root(config: TrainConfig, device: torch.device) -> tuple[nn.Module, Roo
     Raises UserError if a model can't be loaded.
     """
     transformer, teacher = _load(config, "model", device), None
+    if config.trains_all and isinstance(transformer, Experts):
+        raise UserError(
+            f"{config.stage}: {config.model} has two experts, and all weights of one transformer alone can be trained. "
+            f"Use --set {config.stage}.weights=lora."
+        )
     transformer.requires_grad_(config.trains_all)
     if isinstance(config, TrainVideo4EditConfig):
         teacher = _load(config, "teacher_model", device)
@@ -76,18 +83,20 @@ def load_root(config: TrainConfig, device: torch.device) -> tuple[nn.Module, Roo
 
 
 def _load(config: TrainConfig, field: str, device: torch.device) -> nn.Module:
-    """The frozen transformer of the model that a setting names."""
+    """The frozen transformer (or two experts) of the model that a setting names."""
     dtype = getattr(torch, config.dtype)
     named = getattr(config, field)
     model = resolved_model(named)
     with loading(named, f"{config.stage}.{field}") as backbone:
-        if config.sharding == "none":
-            transformer = backbone.TRANSFORMER.from_pretrained(
-                model, subfolder="transformer", torch_dtype=dtype, use_safetensors=True
-            )
-            transformer.to(device)
-        else:
-            transformer = _sharded_transformer(backbone.TRANSFORMER, _transformer_folder(model), config)
+
+        def load(part: str) -> nn.Module:
+            if config.sharding != "none":
+                return _sharded_transformer(backbone.TRANSFORMER, _part_folder(model, part), config)
+            return backbone.TRANSFORMER.from_pretrained(model, subfolder=part, torch_dtype=dtype, use_safetensors=True)
+
+        transformer = load_network(model, load)
+    if config.sharding == "none":
+        transformer.to(device)
     return transformer.requires_grad_(False).eval()
 
 
@@ -141,12 +150,12 @@ def _by_position(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tupl
     return given.args, given.kwargs
 
 
-def _transformer_folder(model: str) -> Path:
+def _part_folder(model: str, part: str) -> Path:
     if Path(model).is_dir():
-        return Path(model) / "transformer"
+        return Path(model) / part
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(model, allow_patterns=["transformer/*"])) / "transformer"
+    return Path(snapshot_download(model, allow_patterns=[f"{part}/*"])) / part
 
 
 def _deepspeed() -> Any:

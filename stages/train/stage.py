@@ -201,10 +201,11 @@ def load_judge(config: TrainConfig, grid: tuple[int, ...], device: torch.device)
 
 def identity_of(config: TrainConfig) -> dict[str, Any]:
     """What a checkpoint must agree in with the training that goes on from it."""
-    from stages.train.backbones.backbone import backbone_of
+    from stages.train.backbones.backbone import backbone_of, boundary_of
 
     names = ("method", "model", "rank", "alpha", "batch_size", "seed", "dtype")
     weights = {"weights": "full"} if config.trains_all else {}
+    weights |= {"experts": 2} if boundary_of(config.model) is not None else {}
     return {"backbone": backbone_of(config.model).NAME} | weights | {name: getattr(config, name) for name in names}
 
 

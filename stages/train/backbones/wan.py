@@ -107,6 +107,11 @@ class Experts(nn.Module):
         self.transformer, self.transformer_2 = transformer, transformer_2
         self.boundary_ratio = boundary_ratio
 
+    PARTS = ("transformer", "transformer_2")
+    """The expert of high noise, and the one of low noise."""
+
+    _no_split_modules = WanTransformer3DModel._no_split_modules
+
     def of(self, t: torch.Tensor) -> WanTransformer3DModel:
         """The expert of the times `[B]`. Raises ValueError if they need both."""
         return getattr(self, expert_of(t, self.boundary_ratio))

@@ -72,7 +72,8 @@ def edit_step(config: ByGConfig, roles: Roles, batch: Batch, draws: Draws) -> di
     nodes = flow.sampling_nodes(config.num_rollout_steps).to(source.device)
     low, high = config.prior_t_range
     wanted = draws.times(lambda n, g: flow.logit_normal(n, g, config.forward_shift), source.device)
-    node = flow.nearest_node(wanted.clamp(low, high), nodes[:-1])
+    # of the nodes at which this step may train; where none is in prior_t_range the prior counts nothing
+    node = flow.nearest_node(wanted.clamp(low, high), nodes[:-1], draws.t_range)
     t, noise = nodes[node], draws.normal(source)
     t_reverse = draws.times(lambda n, g: flow.logit_normal(n, g, config.reverse_shift), source.device)
     noise_reverse = draws.normal(source)

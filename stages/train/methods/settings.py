@@ -17,6 +17,14 @@ class MethodConfig(BaseModel):
         """The falling times, from 1, at which alone the trained editor samples; None: it follows its velocity."""
         return None
 
+    @property
+    def time_shifts(self) -> tuple[float, ...] | None:
+        """The shifts of the logit-normal times that a step draws; None: it needs times of its own, wherever they lie.
+
+        Only a method that can do with a part of the times can train a model with two experts.
+        """
+        return None
+
     def distilled_blocks(self, num_layers: int) -> tuple[int, ...]:
         """The transformer blocks, of `num_layers`, whose hidden states the method compares with its teacher's."""
         return ()
@@ -45,6 +53,10 @@ class ByGConfig(MethodConfig):
         (0.0, 1.0), description="times at which the frozen base is asked; near 1 it knows no detail"
     )
 
+    @property
+    def time_shifts(self) -> tuple[float, ...]:
+        return (self.forward_shift, self.reverse_shift)
+
 
 class VideoByGConfig(ByGConfig):
     """The method's settings for clips, as in the paper's appendix B.2; the shift's size is lost there, it is Wan's."""
@@ -58,6 +70,10 @@ class SFTConfig(MethodConfig):
     """Settings of supervised training."""
 
     shift: float = Field(1.0, gt=0, description="shift of the times towards noise")
+
+    @property
+    def time_shifts(self) -> tuple[float, ...]:
+        return (self.shift,)
 
 
 class NPEditConfig(MethodConfig):

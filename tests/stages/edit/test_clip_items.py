@@ -11,7 +11,6 @@ from PIL import Image
 from cluster.errors import UserError
 from cluster.folder import Folder
 from stages.edit.editors import ClipMethod
-from stages.edit.sampler import ADAPTER_FILE
 from stages.edit.settings import EditVideoConfig
 from stages.edit.stage import edit_images
 from stages.starter.stages import VideoBenchmarkConfig, VideoValidationConfig, make_video_benchmark
@@ -19,6 +18,7 @@ from stages.train import flow
 from stages.train.adapters import Adapters
 from stages.train.backbones import wan
 from stages.train.backbones.clip_files import read_clip
+from stages.train.export import FILE as ADAPTER_FILE
 from stages.train.export import save_lora
 from tests.artifacts import committed
 from tests.stages.ingest.context import make_context

@@ -10,7 +10,6 @@ from PIL import Image
 
 from cluster.errors import UserError
 from cluster.folder import Folder
-from stages.edit.sampler import ADAPTER_FILE
 from stages.edit.settings import EditConfig, edit_sources
 from stages.edit.stage import edit_images
 from stages.starter.stages import BenchmarkConfig, make_benchmark
@@ -18,6 +17,7 @@ from stages.train import flow
 from stages.train.adapters import Adapters
 from stages.train.backbones import wan_i2v
 from stages.train.backbones.packing import unpack
+from stages.train.export import FILE as ADAPTER_FILE
 from stages.train.export import save_lora
 from tests.artifacts import committed
 from tests.stages.encode.test_rollouts import EvenSteps

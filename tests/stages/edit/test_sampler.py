@@ -6,12 +6,13 @@ from PIL import Image
 from cluster.errors import UserError
 from cluster.folder import Folder
 from stages.edit.editors import Copy, FewStepEditor, FlowEdit, InstructionEditor, Item, Regenerate, SDEdit
-from stages.edit.sampler import ADAPTER_FILE, Sampler
+from stages.edit.sampler import Sampler
 from stages.starter import world
 from stages.train import flow
 from stages.train.adapters import Adapters
 from stages.train.backbones.backbone import backbone_of
 from stages.train.backbones.image_encoder import scheduler_shift
+from stages.train.export import FILE as ADAPTER_FILE
 from stages.train.export import save_lora
 
 TEXTS = ["red circle top left on gray background", "blue square top right on teal background at night"]
@@ -53,9 +54,7 @@ def save_adapter(model, folder, seed, rank=2, alpha=4.0):
     """A random LoRA of the model, written as training writes it."""
     backbone = backbone_of(str(model))
     transformer = backbone.TRANSFORMER.from_pretrained(model, subfolder="transformer")
-    adapters = Adapters(transformer)
-    adapters.add("random", rank, alpha, ["to_q", "to_v", "proj_out"], seed)
-    tensors = adapters.tensors("random")
+    tensors = Adapters(transformer).add("random", rank, alpha, ["to_q", "to_v", "proj_out"], seed).tensors
     generator = torch.Generator().manual_seed(seed)
     random = {path: torch.randn(t.shape, generator=generator) * 0.3 for path, t in tensors.items()}
     save_lora(folder, random, rank, alpha, backbone)

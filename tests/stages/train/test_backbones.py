@@ -11,13 +11,14 @@ from PIL import Image
 
 from cluster.errors import UserError
 from cluster.folder import Folder
-from stages.edit.sampler import ADAPTER_FILE, Sampler
+from stages.edit.sampler import Sampler
 from stages.train.adapters import Adapter
 from stages.train.backbones import sd3
 from stages.train.backbones.backbone import BACKBONES, backbone_of, loading
 from stages.train.backbones.image_encoder import pack, unpack
 from stages.train.backbones.pictures import to_images, to_pixels
 from stages.train.engine import Trainer
+from stages.train.export import FILE as ADAPTER_FILE
 from stages.train.export import save_lora
 from stages.train.methods import byg
 from stages.train.preview import Item, Preview

@@ -141,7 +141,7 @@ def test_adapters_are_separate_models(byg_config, data):
         assert trainer.adapters.active is None
     for name in ("student", "ema"):  # each equals a model of its own whose weights hold the adapter
         merged = Trainer(byg_config, data, CPU)
-        adapter = trainer.adapters[name]
+        adapter = getattr(trainer, name)
         for path, tensor in adapter.tensors.items():
             if path.endswith("lora_A.weight"):
                 b = adapter.tensors[path.replace("lora_A", "lora_B")]

@@ -12,10 +12,11 @@ from PIL import Image
 
 from cluster.errors import UserError
 from cluster.folder import Folder
-from stages.edit.sampler import ADAPTER_FILE, Sampler
+from stages.edit.sampler import Sampler
 from stages.train.adapters import Adapter
 from stages.train.data import EncodedData, rows_shard, texts_shard, write_rows, write_texts
 from stages.train.engine import Trainer
+from stages.train.export import FILE as ADAPTER_FILE
 from stages.train.export import save_lora
 from stages.train.methods import video4edit
 from stages.train.preview import Preview, read_items

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from cluster.folder import Folder
-from stages.edit.sampler import ADAPTER_FILE
 from stages.train.adapters import Adapter
 from stages.train.data import EncodedData, rows_shard, texts_shard, write_rows, write_texts
 from stages.train.engine import Trainer
+from stages.train.export import FILE as ADAPTER_FILE
 from stages.train.export import save_lora
 from stages.train.methods import byg
 from stages.train.settings import TrainByGConfig
 from tests.stages.train.test_engine import assert_alike, ranks, trained
-from tests.tiny_wan import HIDDEN_SIZE
+from tests.tiny_wan import HIDDEN_SIZE, save_tiny_wan
 
 CPU = torch.device("cpu")
 GRID = (2, 2, 3)
@@ -39,10 +39,16 @@ def clips(encoded_clips) -> EncodedData:
     return EncodedData.load(encoded_clips, byg.LATENTS, byg.TEXTS)
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A text-to-video pipeline with one transformer."""
+    return save_tiny_wan(tmp_path_factory.mktemp("wan") / "one", "t2v")
+
+
 @pytest.fixture
-def config(byg_config, tiny_wans) -> TrainByGConfig:
+def config(byg_config, model) -> TrainByGConfig:
     method = byg.ByGConfig(identity_warmup=0, identity_steps=False, num_rollout_steps=3)
-    return byg_config.model_copy(update={"model": str(tiny_wans["t2v"]), "byg": method})
+    return byg_config.model_copy(update={"model": str(model), "byg": method})
 
 
 def randomized(trainer: Trainer) -> Trainer:

@@ -1,0 +1,38 @@
+"""Which stages each profile makes: of pictures, of clips, or of both."""
+
+import pytest
+
+from cluster.config import apply_settings, build_configs, find_profile, read_profile
+from cluster.dag import leading_to, narrowed, ordered
+from pipelines.cli import PROFILES
+from pipelines.full import STAGES
+
+CLIPS = {
+    "video_captions", "video_prompts", "clips", "verify_clips", "encode_clips", "video_benchmark", "video_validation",
+    "train_byg_video", "edit_video", "evaluate_video",
+}  # fmt: skip
+
+
+def made(profile: str, *settings: str) -> set[str]:
+    found = read_profile(find_profile(profile, PROFILES))
+    targets = found.targets or ("report",)
+    stages = leading_to(STAGES, targets)
+    values = apply_settings(found.values, settings)
+    configs = build_configs({stage.name: stage.config for stage in ordered(stages)}, values)
+    return {stage.name for stage in leading_to(narrowed(stages, configs), targets)}
+
+
+@pytest.mark.parametrize("profile", ["starter", "starter-long", "np-edit", "video4edit", "ablation"])
+def test_profiles_of_pictures_make_nothing_of_clips(profile):
+    assert not made(profile) & CLIPS
+
+
+def test_the_profile_of_clips_makes_nothing_of_pictures():
+    assert made("byg-video") == CLIPS | {"report"}
+
+
+def test_a_profile_may_have_both_and_methods_without_training_need_none():
+    both = made("byg-video", "edit.methods=[byg,copy]")
+    assert both >= CLIPS | {"train_byg", "caption", "edit", "evaluate"}
+    untrained = made("byg-video", "edit_video.methods=[copy,sdedit]")
+    assert untrained == {"video_benchmark", "video_validation", "edit_video", "evaluate_video", "report"}
