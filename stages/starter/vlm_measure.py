@@ -232,7 +232,7 @@ def write_card(model_dir: pathlib.Path, figures: dict) -> None:
         ("caption without its style, exact", figures["clean_exact"]),
         ("frames in this style? right", figures["style"]["right"]),
         ("... of those that are", figures["style"]["right_of_yes"]),
-        ("a picture's one object: named, or none", figures["object"]),
+        ("a picture's one object named, or that it isn't alone", figures["object"]),
         ("three settings, sampled at temperature 1: well-formed", figures["backgrounds_at_1"]["well_formed"]),
         ("... no two alike in place or background", figures["backgrounds_at_1"]["diverse"]),
         ("... different ones, of 40 that there are", figures["backgrounds_at_1"]["num_settings"]),

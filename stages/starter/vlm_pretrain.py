@@ -47,7 +47,7 @@ OBJECT_CLASSES = (None, *((shape, color) for shape in SHAPES for color in COLORS
 
 
 class VLMPretrainSettings(TrainingSettings):
-    """Sizes of the training: the defaults take about half an hour on one core."""
+    """Sizes of the training: the defaults take somewhat over an hour on one core."""
 
     vision_steps: int = 600
     language_steps: int = 2500
@@ -59,7 +59,7 @@ class VLMPretrainSettings(TrainingSettings):
     num_evolutions: int = 8  # pairs whose change is told as a clip,
     num_clips: int = 8  # two frames of a clip, asked for their style,
     num_customizations: int = 12  # pairs asked for an object in a new setting,
-    num_texts: int = 12  # and texts without a picture: captions to clean, an object to think up settings for
+    num_texts: int = 12  # and texts without a picture: captions to clean, objects to think up settings for
 
 
 class _Probed(nn.Module):
@@ -194,9 +194,9 @@ def draw_documents(settings: VLMPretrainSettings, generator: np.random.Generator
         asked += captioning.customization_questions(scene, near, image)[:1]
         customizations.append(Document("customization", (data.jitter(render(scene), generator), image), tuple(asked)))
     for _ in range(settings.num_texts):
-        asked = [captioning.clean_question(*captioning.draw_captions(generator)) for _ in range(3)]
-        name = data.draw_scene(generator).objects[0].name
-        asked.append(captioning.backgrounds_question(name, generator))
+        asked = [captioning.clean_question(*captioning.draw_captions(generator)) for _ in range(2)]
+        names = [data.draw_scene(generator).objects[0].name for _ in range(2)]
+        asked += [captioning.backgrounds_question(name, generator) for name in names]
         texts.append(Document("text", (), tuple(asked)))
     return [scenes, pairs, qualities, evolutions, clips, customizations, texts]
 
