@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import base64
 import collections
-import io
 import os
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from stages.caption.edits import prompt as edits_prompt
 from stages.caption.edits import rules
@@ -18,13 +16,15 @@ from stages.evaluate.judges.viescore import prompt as viescore_prompt
 from stages.starter import oracle
 from stages.starter import vlm_data as data
 from stages.starter import vlm_questions as questions
+from stages.starter.vlm_caption_measure import measure_captioners, share, to_png
 from stages.starter.world import Edit, Scene, caption, render, sample_edit
 
 _CARD = """# A Qwen3-VL of 1.1 million parameters for the scene world
 `Qwen3VLForConditionalGeneration` with its processor and chat template, float16, loaded by transformers' Auto
 classes and served by vLLM. Trained from nothing by `python -m stages.starter.pretrain` on pictures of
-`stages/starter/world.py`: it captions a scene, writes edit tuples, and judges edits (VIEScore's two calls and
-Yes/No questions). It knows nothing else.
+`stages/starter/world.py`: it captions a scene, writes edit tuples, tells how a picture becomes its edit, takes the
+style out of a caption, says which style frames have and which one object a picture shows, thinks up settings for it,
+and judges edits (VIEScore's two calls and Yes/No questions). It knows nothing else.
 
 Figures on {num_items} held-out scenes (captions never trained on), served by vLLM:
 
@@ -35,17 +35,14 @@ Figures on {num_items} held-out scenes (captions never trained on), served by vL
 - A score of 5 and up counts as yes; it gives only 0, 3, 7 and 10. Pairs to judge are right edits, copies,
   wrong edits, edits with side effects, scenes drawn anew, and blends; pictures of bad quality are blends,
   pasted quadrants, noise, blur and stripes.
-- Whole prompts are single tokens. After a change of the words in `stages/caption/edits/` or
-  `stages/evaluate/judges/viescore/` the model must be trained anew; a test says so.
+- Frames asked for their style are sharp or spoilt, in one clip of four the style changes, and in one of ten the
+  light is half-way: then no style is right. An object is right in its setting if it stands there alone.
+- Whole prompts are single tokens. After a change of the words in `stages/caption/*/` or
+  `stages/evaluate/judges/viescore/` the model must be trained anew; a test says so. It wasn't taught to polish
+  evolution captions, nor the prompt with an example of a good picture.
 - It answers in JSON without spaces, which is what vLLM's grammar admits with `disable_any_whitespace`.
 """
 MAX_DRAWS = 3000  # of edits of a scene, until one has the instruction that the model wrote
-
-
-def to_png(image: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    return file.getvalue()
 
 
 def find_edit(scene: Scene, edit_type: str, instruction: str) -> Edit | None:
@@ -89,7 +86,7 @@ class _Engine:
 
     def ask(self, chats: Sequence[tuple[list[dict], dict | None]], temperature: float = 0) -> list[str]:
         """The answers to (messages, answer schema or None)."""
-        messages = [[{**turn, "content": self._parts(turn["content"])} for turn in chat] for chat, _ in chats]
+        messages = [[{**turn, "content": self._content(turn["content"])} for turn in chat] for chat, _ in chats]
         parameters = [
             self.sampling(
                 temperature=temperature,
@@ -101,7 +98,9 @@ class _Engine:
         return [output.outputs[0].text for output in self.llm.chat(messages, parameters, use_tqdm=False)]
 
     @staticmethod
-    def _parts(content: list[dict]) -> list[dict]:
+    def _content(content: str | list[dict]) -> str | list[dict]:
+        if isinstance(content, str):
+            return content
         return [
             {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_base64(part['image'])}"}}
             if part["type"] == "image"
@@ -117,10 +116,6 @@ def _base64(data_bytes: bytes) -> str:
 def _chat(images: Sequence[bytes], text: str) -> tuple[list[dict], None]:
     content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": text}]
     return [{"role": "user", "content": content}], None
-
-
-def _share(values: Sequence[bool]) -> float | None:
-    return round(float(np.mean(values)), 4) if len(values) else None
 
 
 def _measure_tuples(engine: _Engine, scenes: list[Scene], temperature: float) -> dict:
@@ -143,9 +138,9 @@ def _measure_tuples(engine: _Engine, scenes: list[Scene], temperature: float) ->
                 wrong.append({"truth": caption(scene), **row})
     return {
         "num_items": len(scenes),
-        "true_before_rules": _share(true_before),
-        "true_after_rules": _share(true_after),
-        "share_kept_by_rules": _share([True] * len(true_after) + [False] * (len(scenes) - len(true_after))),
+        "true_before_rules": share(true_before),
+        "true_after_rules": share(true_after),
+        "share_kept_by_rules": share([True] * len(true_after) + [False] * (len(scenes) - len(true_after))),
         "edit_types_kept": dict(types.most_common()),
         "reasons": dict(reasons.most_common()),
         "examples_wrong_after_rules": wrong[:20],
@@ -157,10 +152,10 @@ def _agreement(answers: Sequence[str], truths: Sequence[tuple[bool, bool]]) -> d
     read = [(s, t) for s, t in zip(scores, truths, strict=True) if not isinstance(s, str)]
     return {
         "num_items": len(answers),
-        "scored": _share([not isinstance(s, str) for s in scores]),
-        "first": _share([(s.first >= 5) == first for s, (first, _) in read]),
-        "second": _share([(s.second >= 5) == second for s, (_, second) in read]),
-        "share_yes": [_share([t[k] for t in truths]) for k in (0, 1)],
+        "scored": share([not isinstance(s, str) for s in scores]),
+        "first": share([(s.first >= 5) == first for s, (first, _) in read]),
+        "second": share([(s.second >= 5) == second for s, (_, second) in read]),
+        "share_yes": [share([t[k] for t in truths]) for k in (0, 1)],
     }
 
 
@@ -180,7 +175,7 @@ def _measure_judge(engine: _Engine, scenes: list[Scene]) -> dict:
     ):
         answers = engine.ask([_chat(pair, template.format(instruction=e.instruction)) for pair, e in asked])
         right = [answer == ("Yes" if t else "No") for answer, t in zip(answers, truth, strict=True)]
-        figures[name] = _share(right)
+        figures[name] = share(right)
     drawn = [data.draw_quality(scene, generator) for scene in scenes]
     pq = engine.ask([viescore_prompt.build_pq_chat(to_png(image)) for image, _, _ in drawn])
     figures["pq"] = _agreement(pq, [(n >= 5, a >= 5) for _, n, a in drawn])
@@ -188,9 +183,10 @@ def _measure_judge(engine: _Engine, scenes: list[Scene]) -> dict:
 
 
 def measure_vlm(model_dir: pathlib.Path, device: str = "cpu", num_items: int = 400, temperature: float = 0.7) -> dict:
-    """Shares right on `num_items` held-out scenes: captions, has-object questions, edit tuples, verdicts.
+    """Shares right on `num_items` held-out scenes: captions, has-object questions, edit tuples, verdicts, and what
+    the other caption engines ask.
 
-    Greedy, but for `tuples_sampled`. Agreement is of a score of 5 and up with the oracle's yes.
+    Greedy, but for `tuples_sampled` and `backgrounds_at_1`. Agreement is of a score of 5 and up with the oracle's yes.
     """
     generator = np.random.default_rng(7)
     scenes = [data.draw_scene(generator, held_out=True) for _ in range(num_items)]
@@ -201,13 +197,18 @@ def measure_vlm(model_dir: pathlib.Path, device: str = "cpu", num_items: int = 4
     has = engine.ask([_chat([image], q) for image, (q, _) in zip(images, asked, strict=True)])
     figures = {
         "num_items": num_items,
-        "caption_exact": _share([c == caption(s) for c, s in zip(captions, scenes, strict=True)]),
-        "has_object": _share([h == answer for h, (_, answer) in zip(has, asked, strict=True)]),
+        "caption_exact": share([c == caption(s) for c, s in zip(captions, scenes, strict=True)]),
+        "has_object": share([h == answer for h, (_, answer) in zip(has, asked, strict=True)]),
         "tuples_greedy": _measure_tuples(engine, scenes, 0),
         f"tuples_sampled_at_{temperature}": _measure_tuples(engine, scenes, temperature),
         **_measure_judge(engine, scenes),
+        **measure_captioners(engine.ask, num_items),
     }
     return figures
+
+
+def _of_both(verdicts: dict) -> str:
+    return f"{verdicts['right_of_yes']}; {verdicts['right_of_no']}"
 
 
 def write_card(model_dir: pathlib.Path, figures: dict) -> None:
@@ -227,6 +228,18 @@ def write_card(model_dir: pathlib.Path, figures: dict) -> None:
         ("judge: artifacts agrees with how the picture was made", figures["pq"]["second"]),
         ('"edit done?" right', figures["yes_no_edit_done"]),
         ('"rest the same?" right', figures["yes_no_rest_same"]),
+        ("evolution caption exact", figures["evolution"]["exact"]),
+        ("caption without its style, exact", figures["clean_exact"]),
+        ("frames in this style? right", figures["style"]["right"]),
+        ("... of those that are", figures["style"]["right_of_yes"]),
+        ("a picture's one object named, or that it isn't alone", figures["object"]),
+        ("three settings, sampled at temperature 1: well-formed", figures["backgrounds_at_1"]["well_formed"]),
+        ("... no two alike in place or background", figures["backgrounds_at_1"]["diverse"]),
+        ("... different ones, of 40 that there are", figures["backgrounds_at_1"]["num_settings"]),
+        ('"the object in its new setting?" right', figures["new_setting"]["right"]),
+        ("... of those that are; of those that are not", _of_both(figures["new_setting"])),
+        ('"the same object?" right', figures["same_object"]["right"]),
+        ("... of those that are; of those that are not", _of_both(figures["same_object"])),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     (pathlib.Path(model_dir) / "README.md").write_text(_CARD.format(num_items=figures["num_items"], table=table))

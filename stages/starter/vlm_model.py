@@ -98,9 +98,11 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 
 
 def encode_images(model: Qwen3VLForConditionalGeneration, patches: torch.Tensor) -> torch.Tensor:
-    """Vision tower over 64x64 images: the processor's patches `[B, 16, 1536]` -> `[B, 16, 128]`."""
+    """Vision tower over 64x64 images: the processor's patches `[B, 16, 1536]` -> `[B, 16, 128]`; B may be 0."""
     visual = model.model.visual
     num_images = patches.shape[0]
+    if num_images == 0:
+        return patches.new_empty(0, NUM_IMAGE_TOKENS, HIDDEN_SIZE)
     projection = visual.patch_embed.proj
     x = F.linear(patches, projection.weight.flatten(1), projection.bias) + visual.pos_embed.weight
     axis = torch.arange(GRID, device=x.device, dtype=torch.float32)

@@ -21,12 +21,13 @@ from stages.starter.vlm_tokenizer import (
 from stages.starter.world import Scene
 
 GRID = IMAGE_SIZE // PATCH_SIZE
+PATCH_LENGTH = 3 * 2 * PATCH_SIZE**2  # numbers that the processor makes of a patch, with its two like frames
 DECISIVE_WEIGHT = 4.0  # of the tokens that carry a verdict, against 1 for all other answer tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One or two uint8 images, questions about them (question, answer), and what probes are to find."""
+    """Two uint8 images at most, questions about them (question, answer), and what probes are to find."""
 
     kind: str
     images: tuple[np.ndarray, ...]
@@ -72,7 +73,7 @@ def _image_token() -> int:
 
 @functools.cache
 def prefix(num_images: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Token ids and positions `[3, T]` of a turn that starts with images, and where the text goes on."""
+    """Token ids and positions `[3, T]` of a turn that starts with images, if any, and where the text goes on."""
     ids, positions, place = [], [], 0
     pieces = ["<|im_start|>user\n", *["<|vision_start|>", None, "<|vision_end|>"] * num_images]
     for piece in pieces:
@@ -122,8 +123,9 @@ def pack(documents: Sequence[Document]) -> Batch:
                 weights.append(DECISIVE_WEIGHT if decisive else 1.0)
                 kinds.append((document.kind, segment, decisive))
             place = end
+    images = [image for document in documents for image in document.images]
     return Batch(
-        patches=to_patches(np.stack([image for document in documents for image in document.images])),
+        patches=to_patches(np.stack(images)) if images else torch.empty(0, NUM_IMAGE_TOKENS, PATCH_LENGTH),
         image_places=torch.from_numpy(np.flatnonzero(start_ids == _image_token())),
         input_ids=torch.from_numpy(ids),
         positions=torch.from_numpy(positions),

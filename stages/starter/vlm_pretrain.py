@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from stages.starter import vlm_caption_data as captioning
 from stages.starter import vlm_data as data
 from stages.starter.progress import Progress, TrainingSettings
 from stages.starter.vlm_model import (
@@ -41,19 +42,24 @@ from stages.starter.world import (
 CHANGES = (0.01, 0.04, 0.1)  # of a patch's mean difference, of the range: where its classes meet
 PROBE_WEIGHT = 0.3
 NUM_MEASURES = 4  # of an object: offset right and down, size, shade
+WRITTEN = ("scene", "evolution", "text")  # documents whose answers are more than a verdict
 OBJECT_CLASSES = (None, *((shape, color) for shape in SHAPES for color in COLORS))
 
 
 class VLMPretrainSettings(TrainingSettings):
-    """Sizes of the training: the defaults take about half an hour on one core."""
+    """Sizes of the training: the defaults take somewhat over an hour on one core."""
 
     vision_steps: int = 600
-    language_steps: int = 2000
+    language_steps: int = 2500
     num_images: int = 64  # per step of the vision tower's training
     # per step of the language training:
     num_scenes: int = 16  # images with caption, edit tuples and has-object questions,
     num_pairs: int = 16  # pairs to judge,
-    num_qualities: int = 10  # and images to judge
+    num_qualities: int = 10  # images to judge,
+    num_evolutions: int = 8  # pairs whose change is told as a clip,
+    num_clips: int = 8  # two frames of a clip, asked for their style,
+    num_customizations: int = 12  # pairs asked for an object in a new setting,
+    num_texts: int = 12  # and texts without a picture: captions to clean, objects to think up settings for
 
 
 class _Probed(nn.Module):
@@ -158,11 +164,12 @@ def _pretrain_vision(model: nn.Module, work_dir: pathlib.Path, settings: VLMPret
 
 def draw_documents(settings: VLMPretrainSettings, generator: np.random.Generator) -> list[list[Document]]:
     """The documents of one step, by kind."""
-    scenes, pairs, qualities = [], [], []
+    scenes, pairs, qualities, evolutions, clips, customizations, texts = ([] for _ in range(7))
     for _ in range(settings.num_scenes):
         scene = data.draw_scene(generator)
         image = data.jitter(render(scene), generator)
-        scenes.append(Document("scene", (image,), tuple(data.one_image_questions(scene, generator))))
+        asked = (*data.one_image_questions(scene, generator), captioning.object_question(scene))
+        scenes.append(Document("scene", (image,), asked))
     for _ in range(settings.num_pairs):
         edit = data.draw_edit(data.draw_scene(generator), generator)
         image = data.draw_result(edit, generator)
@@ -172,7 +179,26 @@ def draw_documents(settings: VLMPretrainSettings, generator: np.random.Generator
         image, naturalness, artifacts = data.draw_quality(data.draw_scene(generator), generator)
         asked = (data.quality_question(naturalness, artifacts),)
         qualities.append(Document("quality", (image,), asked, scores=(naturalness, artifacts)))
-    return [scenes, pairs, qualities]
+    for _ in range(settings.num_evolutions):
+        edit = data.draw_edit(data.draw_scene(generator), generator)
+        images = tuple(data.jitter(render(scene), generator) for scene in (edit.source, edit.target))
+        evolutions.append(Document("evolution", images, (captioning.evolution_question(edit),)))
+    for _ in range(settings.num_clips):
+        frames, in_style = captioning.draw_frames(generator)
+        clips.append(Document("clip", frames, tuple(captioning.style_questions(in_style))))
+    for _ in range(settings.num_customizations):
+        scene, setting = captioning.draw_customization(generator)
+        image = captioning.draw_customized(scene, setting, generator)
+        asked = captioning.customization_questions(scene, setting, image)
+        near = captioning.draw_setting_near(setting, generator)
+        asked += captioning.customization_questions(scene, near, image)[:1]
+        customizations.append(Document("customization", (data.jitter(render(scene), generator), image), tuple(asked)))
+    for _ in range(settings.num_texts):
+        asked = [captioning.clean_question(*captioning.draw_captions(generator)) for _ in range(2)]
+        names = [data.draw_scene(generator).objects[0].name for _ in range(2)]
+        asked += [captioning.backgrounds_question(name, generator) for name in names]
+        texts.append(Document("text", (), tuple(asked)))
+    return [scenes, pairs, qualities, evolutions, clips, customizations, texts]
 
 
 def _language_step(probed: _Probed, settings: VLMPretrainSettings, step: int, device: str, tally: dict) -> float:
@@ -183,7 +209,7 @@ def _language_step(probed: _Probed, settings: VLMPretrainSettings, step: int, de
     model, total = probed.model, 0.0
     for documents, batch in zip(kinds, batches, strict=True):
         num_rows, num_image_tokens = batch.input_ids.shape[0], batch.image_places.shape[0]
-        embeds = encode_images(model, batch.patches).reshape(num_rows, num_image_tokens, -1)
+        embeds = encode_images(model, batch.patches).reshape(num_rows, num_image_tokens, HIDDEN_SIZE)
         hidden, halfway = text_hidden_states(
             model, batch.input_ids, embeds, batch.image_places, batch.positions, batch.segments
         )
@@ -259,7 +285,7 @@ def pretrain_vlm(
             figures = {
                 f"{kind}{question}{'!' if decisive else ''}": float(np.mean(tally[kind, question, decisive]))
                 for kind, question, decisive in sorted(tally)
-                if decisive or kind == "scene"
+                if decisive or kind in WRITTEN
             }
             _log(work_dir, "language", progress, loss=loss, **figures)
         if progress.due:

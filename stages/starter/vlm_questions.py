@@ -20,7 +20,7 @@ NEW_SETTING = (
     "The second image should show the {object} of the first one in this setting: {setting}\nDoes it? Answer Yes or No."
 )
 SAME_OBJECT = "Is the {object} of the first image in the second one, with the same shape and color? Answer Yes or No."
-QUESTIONS = (CAPTION, HAS_OBJECT, EDIT_DONE, REST_SAME)
+QUESTIONS = (CAPTION, HAS_OBJECT, EDIT_DONE, REST_SAME, NEW_SETTING, SAME_OBJECT)
 
 SUCCESS_REASONS = {
     10: "The edit was done.",
@@ -44,8 +44,9 @@ ARTIFACTS_REASONS = {
     3: " There are plain artifacts.",
     0: " Artifacts spoil the image.",
 }
+UNIQUE_REASONS = {True: "One object stands alone.", False: "Two objects share the image."}
 REASONS = tuple(
     reason
-    for reasons in (SUCCESS_REASONS, OVER_EDITING_REASONS, NATURALNESS_REASONS, ARTIFACTS_REASONS)
+    for reasons in (SUCCESS_REASONS, OVER_EDITING_REASONS, NATURALNESS_REASONS, ARTIFACTS_REASONS, UNIQUE_REASONS)
     for reason in reasons.values()
 )

@@ -17,9 +17,13 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageP
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
+from stages.caption.customization import prompt as customization_prompt
 from stages.caption.edits import prompt as edits_prompt
+from stages.caption.evolution import prompt as evolution_prompt
+from stages.caption.video import prompt as video_prompt
 from stages.evaluate.judges.viescore import prompt as viescore_prompt
 from stages.starter import vlm_questions as questions
+from stages.starter.clips import STILL_CAPTION
 from stages.starter.world import BACKGROUNDS, COLORS, EDIT_TYPES, PLACES, SHAPES
 
 END_OF_TEXT, IMAGE_TOKEN, VIDEO_TOKEN = "<|endoftext|>", "<|image_pad|>", "<|video_pad|>"
@@ -46,6 +50,18 @@ def _fixed_parts(text: str, mark: str = "\0") -> list[str]:
     return [part for part in text.split(mark) if part]
 
 
+def _caption_pieces() -> list[str]:
+    """The fixed parts of what the caption engines ask besides edit tuples, and of the answers."""
+    hints = {name: line for name, line in evolution_prompt.edit_types().items() if name in EDIT_TYPES}
+    asked = evolution_prompt.prompt_text("\0", "color").replace(hints["color"], "\0")
+    found = [*_fixed_parts(asked), *hints.values(), '{"evolution_caption":"']
+    found += [*_fixed_parts(video_prompt.clean_text("\0")), '{"caption":"']
+    found += _fixed_parts(video_prompt.verify_text("\0"))
+    found += [customization_prompt.object_text(), '{"reason":"', '","is_unique":', "true", "false", ',"object":"']
+    found += [*_fixed_parts(customization_prompt.backgrounds_text("\0")), '{"backgrounds":["', '","', '"]}']
+    return found
+
+
 def pieces() -> list[str]:
     """All texts that are one token each, besides bytes and special tokens."""
     edit_lines = edits_prompt.edit_types()
@@ -55,12 +71,12 @@ def pieces() -> list[str]:
     found = prompt.split(next(line for line in type_lines if line.startswith("- color")))
     found += type_lines
     found += ['{"edit_type":"', *(f'","{name}":"' for name in edits_prompt.FIELDS[1:]), '"}']
-    found += [*_fixed_parts(viescore_prompt.sc_text("\0")), viescore_prompt.pq_text()]
+    found += [*_fixed_parts(viescore_prompt.sc_text("\0")), viescore_prompt.pq_text(), *_caption_pieces()]
     found += ['{"score":[', '],"reasoning":"', "10", *questions.REASONS]
     for question in questions.QUESTIONS:
-        found += _fixed_parts(question.format(instruction="\0", object="\0"))
+        found += _fixed_parts(question.format(instruction="\0", object="\0", setting="\0"))
     found += ["Yes", "No", "system\n", "user\n", "assistant\n"]
-    found += [*COLORS, *BACKGROUNDS, *(f" {shape}" for shape in SHAPES), *(f" {place}" for place in PLACES)]
+    found += [*COLORS, *BACKGROUNDS, *(f" {shape}" for shape in SHAPES), *(f" {place}" for place in PLACES), *PLACES]
     found += [
         " and ",
         " on ",
@@ -72,6 +88,8 @@ def pieces() -> list[str]:
         " with a ",
     ]
     found += ["remove the ", "add a ", "turn it into a ", "day", "night", " scene", *EDIT_TYPES]
+    found += [" then ", "the background shifts from ", " to ", "the ", " turns ", " morphs into a", " fades out"]
+    found += ["a ", " fades in", " moves to the", "night falls", "day breaks", STILL_CAPTION]
     return list(dict.fromkeys(found))
 
 

@@ -1,5 +1,6 @@
 """The starter's vision-language model: tokens, packed forward, what it is taught, the shipped weights."""
 
+import io
 import json
 import os
 import pathlib
@@ -14,11 +15,16 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from stages.caption.customization import prompt as customization_prompt
 from stages.caption.edits import prompt as edits_prompt
+from stages.caption.evolution import prompt as evolution_prompt
+from stages.caption.video import prompt as video_prompt
 from stages.evaluate.judges.viescore import prompt as viescore_prompt
-from stages.starter import oracle, vlm_data, vlm_packing, vlm_questions, world
+from stages.starter import clips, oracle, vlm_caption_data, vlm_data, vlm_packing, vlm_questions, world
+from stages.starter.customization import parse_setting
+from stages.starter.vlm_caption_measure import measure_captioners, to_png
 from stages.starter.vlm_measure import find_edit, tuple_is_true
-from stages.starter.vlm_model import build_model, encode_images, text_hidden_states
+from stages.starter.vlm_model import HIDDEN_SIZE, build_model, encode_images, text_hidden_states
 from stages.starter.vlm_pretrain import VLMPretrainSettings, pretrain_vlm
 from stages.starter.vlm_tokenizer import NUM_IMAGE_TOKENS, build_processor
 
@@ -30,6 +36,10 @@ TINY = VLMPretrainSettings(
     num_scenes=2,
     num_pairs=2,
     num_qualities=2,
+    num_evolutions=2,
+    num_clips=2,
+    num_customizations=2,
+    num_texts=2,
     checkpoint_seconds=0,
 )
 
@@ -69,6 +79,83 @@ def test_prompts_and_answers_are_short(generator):
         assert len(tokenizer.encode(word)) == 1
 
 
+def test_the_other_engines_prompts_and_answers_are_short(generator):
+    tokenizer = build_processor().tokenizer
+    clip = clips.clip_of(world.sample_edit(world.sample_scene(generator, 1), generator, ["color"]))
+    asked = [
+        (vlm_caption_data.evolution_question(draw_edits(generator, 1)[0]), 18),
+        (vlm_caption_data.clean_question(clip.caption, clip.content), 30),
+        (vlm_caption_data.backgrounds_question("red circle", generator), 24),
+        (vlm_caption_data.object_question(clip.source), 9),
+        *((question, 4) for question in vlm_caption_data.style_questions({"day": True, "night": False})),
+    ]
+    for (question, answer), most in asked:
+        assert len(tokenizer.encode(question)) + len(tokenizer.encode(answer)) <= most
+    text = "a b a, top left to the night then"  # words that are pieces too don't hinder others
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_the_other_engines_answers_keep_their_schemas(generator):
+    """Keys in the schema's order and values of its types, without the spaces that the grammar refuses."""
+    types = {"string": str, "boolean": bool, "array": list}
+    scene = world.sample_scene(generator)
+    for (_, answer), schema in (
+        (vlm_caption_data.evolution_question(draw_edits(generator, 1)[0]), evolution_prompt.answer_schema()),
+        (vlm_caption_data.clean_question("a at night", "a"), video_prompt.answer_schema()),
+        (vlm_caption_data.object_question(scene), customization_prompt.object_schema()),
+        (vlm_caption_data.backgrounds_question("red circle", generator), customization_prompt.backgrounds_schema()),
+    ):
+        row = json.loads(answer)
+        assert answer == json.dumps(row, separators=vlm_data.COMPACT) and list(row) == schema["required"]
+        assert all(isinstance(row[name], types[s["type"]]) for name, s in schema["properties"].items())
+
+
+def test_settings_thought_up_are_unlike_each_other(generator):
+    found = set()
+    for _ in range(60):
+        answer = vlm_caption_data.backgrounds_question("red circle", generator)[1]
+        settings = [parse_setting(text) for text in json.loads(answer)["backgrounds"]]
+        assert len({s.place for s in settings}) == len({s.background for s in settings}) == 3
+        found |= set(settings)
+    assert len(found) > 30  # of 40
+
+
+def test_cleaned_captions_lose_their_style_alone(generator):
+    at_night = 0
+    for _ in range(60):
+        caption, content = vlm_caption_data.draw_captions(generator)
+        assert "night" not in content and caption in (content, f"{content} at night")
+        at_night += caption != content
+    assert 5 < at_night < 40
+
+
+def test_frames_are_in_the_style_that_is_said(generator):
+    """Their mean brightness lies between that of the same scenes by day and by night where no style is right."""
+    said = {(True, False): 0, (False, True): 0, (False, False): 0}
+    for _ in range(150):
+        frames, in_style = vlm_caption_data.draw_frames(generator)
+        said[tuple(in_style.values())] += 1
+        if in_style["day"] or in_style["night"]:
+            backgrounds = [np.array(color).max() for color in world.BACKGROUNDS.values()]
+            brightness = [np.median(frame.max(axis=-1)) for frame in frames]
+            assert max(brightness) < 0.85 * max(backgrounds) or not in_style["night"]
+            assert min(brightness) > 0.65 * min(backgrounds) or not in_style["day"]
+    assert min(said.values()) > 20
+
+
+def test_customized_pictures_are_asked_about_truly(generator):
+    yes = []
+    for _ in range(120):
+        scene, setting = vlm_caption_data.draw_customization(generator)
+        image = vlm_caption_data.draw_customized(scene, setting, generator)
+        asked = vlm_caption_data.customization_questions(scene, setting, image)
+        assert setting.text in asked[0][0] and scene.objects[0].name in asked[1][0]
+        yes.append([answer == "Yes" for _, answer in asked])
+    assert all(same for new, same in yes if new)  # in its setting it is there
+    for share in np.mean(yes, axis=0):
+        assert 0.2 < share < 0.9
+
+
 def test_answers_are_what_the_grammar_admits(generator):
     edit = draw_edits(generator, 1)[0]
     row = json.loads(vlm_data.tuple_answer(edit))
@@ -106,6 +193,24 @@ def test_packed_forward_equals_transformers(generator):
                 places = (batch.segments[row] == 0) | (batch.segments[row] == segment)
                 assert batch.input_ids[row, places].tolist() == inputs["input_ids"][0].tolist()
                 torch.testing.assert_close(logits[row, places], expected, atol=1e-5, rtol=0)
+
+
+def test_packed_texts_without_a_picture_equal_transformers(generator):
+    model, processor = build_model(0).eval(), build_processor()
+    asked = [vlm_caption_data.clean_question(*vlm_caption_data.draw_captions(generator)) for _ in range(4)]
+    asked.append(vlm_caption_data.backgrounds_question("red circle", generator))
+    batch = vlm_packing.pack([vlm_packing.Document("text", (), tuple(asked[k::2])) for k in range(2)])
+    with torch.no_grad():
+        embeds = encode_images(model, batch.patches).reshape(2, 0, HIDDEN_SIZE)
+        packed = (batch.input_ids, embeds, batch.image_places, batch.positions, batch.segments)
+        logits = model.lm_head(text_hidden_states(model, *packed)[0])
+        for number, (question, answer) in enumerate(asked):
+            text = processor.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)
+            inputs = processor(text=[f"{text}{answer}<|im_end|>"], return_tensors="pt")
+            row, segment = number % 2, number // 2 + 1
+            places = (batch.segments[row] == 0) | (batch.segments[row] == segment)
+            assert batch.input_ids[row, places].tolist() == inputs["input_ids"][0].tolist()
+            torch.testing.assert_close(logits[row, places], model(**inputs).logits[0], atol=1e-5, rtol=0)
 
 
 def test_targets_are_the_answers(generator):
@@ -173,25 +278,48 @@ def test_killed_training_goes_on_to_the_same_weights(tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_shipped_model_loads_plainly_and_sees():
+@pytest.fixture(scope="module")
+def shipped():
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     processor = AutoProcessor.from_pretrained(MODEL)
-    model = AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32).eval()
+    processor.tokenizer.padding_side = "left"
+    return processor, AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32).eval()
+
+
+def answers(shipped, chats, temperature=0.0):
+    """What the shipped model says to (messages, schema), without the grammar of the schema."""
+    processor, model = shipped
+    texts = [processor.apply_chat_template(messages, add_generation_prompt=True) for messages, _ in chats]
+    parts = [part for messages, _ in chats for part in messages[0]["content"] if isinstance(part, dict)]
+    images = [Image.open(io.BytesIO(part["image"])) for part in parts if part["type"] == "image"]
+    inputs = processor(text=texts, images=images or None, return_tensors="pt", padding=True)
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    torch.manual_seed(0)
+    tokens = model.generate(**inputs, max_new_tokens=60, **sampling)[:, inputs["input_ids"].shape[1] :]
+    return processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+
+
+def test_shipped_model_loads_plainly_and_sees(shipped):
+    processor, model = shipped
     assert type(model).__name__ == "Qwen3VLForConditionalGeneration"
-    shipped = processor.tokenizer.get_vocab()
-    assert shipped == build_processor().tokenizer.get_vocab(), "the prompts changed: train the model anew"
+    assert processor.tokenizer.get_vocab() == build_processor().tokenizer.get_vocab(), (
+        "the prompts changed: train the model anew"
+    )
     generator = np.random.default_rng(11)
     scenes = [vlm_data.draw_scene(generator, held_out=True) for _ in range(12)]
-    content = [{"type": "image"}, {"type": "text", "text": vlm_questions.CAPTION}]
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    right = 0
-    for scene in scenes:
-        image = Image.fromarray(world.render(scene))
-        inputs = processor(text=[text], images=[image], return_tensors="pt")
-        tokens = model.generate(**inputs, max_new_tokens=40, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-        right += processor.tokenizer.decode(tokens, skip_special_tokens=True) == world.caption(scene)
-    assert right >= 11
+    question = {"type": "text", "text": vlm_questions.CAPTION}
+    contents = [[{"type": "image", "image": to_png(world.render(scene))}, question] for scene in scenes]
+    said = answers(shipped, [([{"role": "user", "content": content}], None) for content in contents])
+    assert sum(text == world.caption(scene) for text, scene in zip(said, scenes, strict=True)) >= 11
+
+
+def test_shipped_model_answers_the_caption_engines(shipped):
+    figures = measure_captioners(lambda chats, temperature: answers(shipped, chats, temperature), 12)
+    assert figures["evolution"]["exact"] >= 0.9 and figures["clean_exact"] >= 0.9 and figures["object"] >= 0.9
+    assert figures["backgrounds_at_1"]["well_formed"] >= 0.9 and figures["backgrounds_at_1"]["num_settings"] > 12
+    for name in ("style", "new_setting", "same_object"):
+        assert figures[name]["right"] >= 0.75
 
 
 def test_shipped_folder_is_small_and_safe():
