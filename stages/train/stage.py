@@ -55,8 +55,8 @@ def train_sources(config: TrainConfig) -> Sequence[str]:
 def train(inputs: Mapping[str, Artifact], config: TrainConfig, context: Context) -> None:
     """Trains a LoRA on the encoded rows, on `num_workers` ranks.
 
-    Takes the artifact that has encoded rows, and for previews alone, if there, a validation split. Writes
-    `adapter/` (a LoRA as diffusers has it: the average) or, where all weights are trained, `transformer/`;
+    Takes the artifact that has encoded rows, and for previews alone, if there, a validation split. Writes `adapter/` (a
+    LoRA as diffusers has it: the average; of two experts one each) or, where all weights are trained, `transformer/`;
     `history.parquet` (step, name, value) and `previews/`. An attempt that was cut goes on from its last checkpoint.
 
     Raises:

@@ -210,8 +210,13 @@ def test_bad_items_are_named(given, run, tmp_path):
         run(benchmark("empty", []), methods=("copy",))
 
 
+def test_without_a_method_there_is_nothing_to_do(given, run):
+    with pytest.raises(UserError, match="edit: no method is named.*--set 'edit.methods="):
+        run(given, methods=())
+
+
 def test_configuration():
-    for methods in ((), ("copy", "copy"), ("paint",)):
+    for methods in (("copy", "copy"), ("paint",), ("byg_video",)):
         with pytest.raises(ValidationError):
             EditConfig(methods=methods)
     for strength in (0, 1.1):

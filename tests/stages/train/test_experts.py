@@ -194,3 +194,12 @@ def test_a_method_that_needs_all_times_at_once_is_refused(np_edit_config, clips,
     config = np_edit_config.model_copy(update={"model": str(tiny_wans["t2v"])})
     with pytest.raises(UserError, match="train_np_edit: .* has two experts, and np_edit trains at all times"):
         Trainer(config, clips, CPU)
+
+
+def test_the_papers_settings_are_the_defaults_and_a_checkpoint_knows_its_experts(config, tiny_wans):
+    defaults = TrainByGVideoConfig()
+    assert (defaults.rank, defaults.num_steps, defaults.learning_rate, defaults.ema_decay) == (64, 750, 1e-4, 0.0)
+    assert defaults.byg.identity_probability == 0.10 and defaults.byg.identity_warmup == 200
+    assert defaults.stage == "train_byg_video"
+    assert identity_of(config)["experts"] == 2
+    assert "experts" not in identity_of(config.model_copy(update={"model": str(tiny_wans["i2v"])}))
