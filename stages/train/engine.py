@@ -194,6 +194,11 @@ class Trainer:
         Raises UserError if the two can't be compared.
         """
         named = self.config.teacher_model
+        if self.backbone.NAME not in HIDDEN_STATES or backbone_of(named).NAME != self.backbone.NAME:
+            raise UserError(
+                f"{self.config.stage}: model {self.config.model} and teacher_model {named} must both be one of "
+                f"{', '.join(HIDDEN_STATES)}: only these show what their blocks give."
+            )
         for setting in ("num_layers", "num_attention_heads", "attention_head_dim"):
             ours, theirs = (network.config.get(setting) for network in (self.transformer, teacher))
             if ours != theirs:
@@ -202,11 +207,6 @@ class Trainer:
                     f"their hidden states can't be compared. Choose two of one size, --set "
                     f"{self.config.stage}.teacher_model=..."
                 )
-        if self.backbone.NAME not in HIDDEN_STATES or backbone_of(named).NAME != self.backbone.NAME:
-            raise UserError(
-                f"{self.config.stage}: model {self.config.model} and teacher_model {named} must both be one of "
-                f"{', '.join(HIDDEN_STATES)}: only these show what their blocks give."
-            )
         try:
             blocks = self.settings.distilled_blocks(teacher.config.num_layers)
         except ValueError as error:
