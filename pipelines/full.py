@@ -138,7 +138,7 @@ STAGES = (
     Stage("pairs", "2", make_pairs, PairsConfig),
     Stage("encode_pairs", "1", encode_pairs, EncodeConfig, ("pairs",), COORDINATE, encode_sources),
     Stage("train_sft", "1", train, TrainSFTConfig, ("encode_pairs", "validation"), TRAIN, train_sources),
-    # the one that learns from a few pairs how a picture becomes its edit
+    # the one that learns from true pairs how a picture becomes its edit
     Stage("evolve", "1", evolve_captions, EvolveConfig, ("pairs",), VLLM, evolve_sources),
     Stage("rollout", "1", roll_out, RolloutConfig, ("pairs", "evolve"), COORDINATE, encode_sources, has_captions),
     Stage("train_video4edit", "1", train, TrainVideo4EditConfig, ("rollout", "validation"), TRAIN, train_sources),

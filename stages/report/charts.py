@@ -198,7 +198,8 @@ def graph(nodes: Sequence[StageNode], *, downwards: bool) -> str:
         return ""
     needs, rows = _direct_needs(nodes), layers(nodes)
     widest = max(len(row) for row in rows)
-    box_width, box_height = 122, 64
+    box_width = 122
+    box_height = 49 + LINE_HEIGHT * max(len(_name_lines(node.name)) for node in nodes)
     along, across = (box_height + 22, box_width + 8) if downwards else (box_width + 22, box_height + 16)
     centre: dict[tuple[str, int], tuple[float, float]] = {}
     layer_of: dict[str, int] = {}
@@ -254,6 +255,19 @@ STATE_WORDS = {
 }
 
 
+LINE_HEIGHT = 15
+MAX_NAME_LENGTH = 13  # characters of a name on one line of a box
+
+
+def _name_lines(name: str) -> list[str]:
+    """A stage's name on one line, or a long one on two, cut behind an underscore near its middle."""
+    cuts = [place + 1 for place, letter in enumerate(name) if letter == "_"]
+    if len(name) <= MAX_NAME_LENGTH or not cuts:
+        return [name]
+    cut = min(cuts, key=lambda place: abs(place - len(name) / 2))
+    return [name[:cut], name[cut:]]
+
+
 def _box(node: StageNode, x: float, y: float, width: int, height: int) -> str:
     rows = "" if node.rows is None else f"{node.rows:,} rows"
     if node.name == "report" and node.status == "running":
@@ -262,11 +276,17 @@ def _box(node: StageNode, x: float, y: float, width: int, height: int) -> str:
         detail = duration(node.seconds) or STATE_WORDS.get(node.status, node.status)
     state = STATE_WORDS.get(node.status, node.status)
     tip = ", ".join(part for part in (state, detail, rows) if part)
+    lines = _name_lines(node.name)
+    below = 23 + LINE_HEIGHT * (len(lines) - 1)
+    names = "".join(
+        f'<text class="name" x="23" y="{23 + LINE_HEIGHT * line}">{escape(text)}</text>'
+        for line, text in enumerate(lines)
+    )
     return (
         f'<g class="box {escape(node.status)}" transform="translate({x + 1:.1f} {y + 1:.1f})">'
         f"<title>{escape(node.name)}: {escape(tip)}</title>"
         f'<rect width="{width}" height="{height}" rx="9"/><circle cx="13" cy="19" r="4"/>'
-        f'<text class="name" x="23" y="23">{escape(node.name)}</text>'
-        f'<text class="detail" x="23" y="39">{escape(detail)}</text>'
-        f'<text class="detail" x="23" y="54">{escape(rows)}</text></g>'
+        f"{names}"
+        f'<text class="detail" x="23" y="{below + 16}">{escape(detail)}</text>'
+        f'<text class="detail" x="23" y="{below + 31}">{escape(rows)}</text></g>'
     )

@@ -75,9 +75,16 @@ def lead(data: ReportData) -> str:
         sentences.append(f"{escape(words.method(star).label)} learned from {words.LEARNED_FROM[data.items]}.")
     elif words.method(star).role == "few":
         sentences.append(
-            f"{escape(words.method(star).label)} learned from a few true pairs and a video model that knows how "
+            f"{escape(words.method(star).label)} learned from true pairs and a video model that knows how "
             "things change."
         )
+    others = [name for name in ordered_methods(data) if name != star and words.method(name).role in ("ours", "few")]
+    if others:
+        first, *rest = [
+            (escape(words.method(name).label), words.value(metric, _mean(data, name, metric))) for name in others
+        ]
+        each = [" gets ".join(first), *map(" ".join, rest)]
+        sentences.append(f"Of the others that were trained here, {' and '.join(each)}.")
     if baseline := _best(data, "base", star):
         difference = _difference(data, star, baseline, metric)
         given = words.method(baseline).description

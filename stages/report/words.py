@@ -19,7 +19,7 @@ class Method:
 METHODS = {
     "byg": Method("ByG", "trained without edit pairs", "ours"),
     "np_edit": Method("NP-Edit", "trained without edit pairs", "ours"),
-    "video4edit": Method("Video4Edit", "a clip's last frame, from few pairs", "few"),
+    "video4edit": Method("Video4Edit", "a clip's last frame, from true pairs", "few"),
     "byg_video": Method("ByG on video", "trained without edited clips", "ours"),
     "customization": Method("NP-Edit", "trained without edit pairs", "ours"),
     "flow_grpo": Method("Flow-GRPO", "rewarded by the judge", "other"),

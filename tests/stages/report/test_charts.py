@@ -36,6 +36,12 @@ def test_no_two_boxes_lie_over_each_other(downwards):
     ElementTree.fromstring(svg)
 
 
+def test_long_names_stand_on_two_lines_and_short_ones_on_one():
+    svg = graph([node("encode"), node("customization_benchmark"), node("train_byg", "encode")], downwards=False)
+    names = re.findall(r'class="name"[^>]*>([^<]+)<', svg)
+    assert names == ["encode", "customization_", "benchmark", "train_byg"]
+
+
 def test_a_stage_that_needs_what_is_not_shown():
     assert layers([node("edit", "train")]) == [["edit"]]
 

@@ -1,5 +1,6 @@
 import base64
 import csv
+import dataclasses
 import html.parser
 import io
 import re
@@ -12,6 +13,7 @@ from cluster.artifacts import Artifact
 from stages.report.data import choose_items, gather
 from stages.report.gallery import MAX_FRAMES, picture
 from stages.report.page import render_page
+from stages.report.results import lead
 from stages.report.stage import ReportConfig, write_report
 from tests.stages.ingest.context import make_context
 from tests.stages.report.example_run import RUN_ID, SHARE_RIGHT, build_run
@@ -90,6 +92,18 @@ def test_the_headline_states_the_result_of_the_summary(run, page):
     headline = re.search(r"<h1>(.*?)</h1>", page[0]).group(1)
     assert f"{100 * share:.0f}%" in headline
     assert "30 held-out edits" in page[1].text
+
+
+def test_the_others_that_were_trained_here_are_named_beside_the_best(run):
+    root, inputs = run
+    data = gather(inputs, root, RUN_ID, 0)
+    named = {"sft": "np_edit"}
+    methods = [named.get(method, method) for method in data.methods]
+    summary = {(named.get(method, method), *rest): row for (method, *rest), row in data.summary.items()}
+    share = summary["byg", "all", "whole_scene_right"]["mean"]
+    text = lead(dataclasses.replace(data, methods=methods, summary=summary))
+    assert f"Of the others that were trained here, ByG gets {100 * share:.0f}%." in text
+    assert "Of the others" not in lead(data)
 
 
 def test_all_parts_are_there(page):
