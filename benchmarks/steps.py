@@ -2,8 +2,8 @@
 
 `python -m benchmarks.steps --root runs` takes the trainings of the last run in a root with their own settings and
 encoded rows and prints a JSON line for each. Steps of the engine and of the bare loop alternate in one process,
-with the same draws. A forward is one pass of the transformer over one row of the batch. The memory is what a rank of
-the run itself had at its peak.
+with the same draws; of a training of all weights the steps of a LoRA. A forward is one pass of the transformer over one
+row of the batch. The memory is what a rank of the run itself had at its peak.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ def measure(stage: str, config: dict[str, Any], data: str, num_steps: int, num_t
 
     torch.set_num_threads(num_threads)
     settings = next(found for found in STAGES if found.name == stage).config.model_validate(config)
-    settings = settings.model_copy(update={"sharding": "none", "num_workers": 1, "init_adapter": None})
+    changes = {"sharding": "none", "num_workers": 1, "init_adapter": None}
+    if settings.trains_all:
+        changes["weights"] = "lora"
+    settings = settings.model_copy(update=changes)
     method = METHODS[settings.method]
     rows = EncodedData.load(Path(data), method.LATENTS, method.TEXTS, method.LABELS)
     first = getattr(getattr(settings, settings.method), "identity_warmup", 0)
@@ -85,7 +88,7 @@ def main() -> None:
         if not stage.startswith("train_") or not found.get("artifact") or flags.only not in (None, stage):
             continue
         manifest = json.loads((Path(found["artifact"]) / "manifest.json").read_text())
-        encoded = next(name for name in manifest["parents"] if name not in ("validation", "video_validation"))
+        encoded = next(name for name in manifest["parents"] if not name.endswith("validation"))
         data = Path(flags.root) / encoded / manifest["parents"][encoded]
         queue = context.Queue()
         work = (stage, manifest["config"], str(data), flags.num_steps, flags.num_threads, queue)
