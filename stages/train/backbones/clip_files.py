@@ -33,7 +33,11 @@ def read_clip(data: bytes | None, num_frames: int | None = None) -> list[Image.I
 
     Raises OSError, ValueError or SyntaxError if it can't be read, or is larger than `MAX_PIXELS`.
     """
-    with Image.open(io.BytesIO(data or b""), formats=("PNG", "JPEG", "WEBP")) as image:
+    try:
+        opened = Image.open(io.BytesIO(data or b""), formats=("PNG", "JPEG", "WEBP"))
+    except Image.DecompressionBombError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    with opened as image:
         num_stored = getattr(image, "n_frames", 1)
         num_pixels = image.width * image.height * max(num_stored, num_frames or 1)
         if num_pixels > MAX_PIXELS:
