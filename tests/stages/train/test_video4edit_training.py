@@ -146,7 +146,7 @@ def test_the_stage_leaves_an_adapter_and_previews(config, rollouts, tmp_path):
         f"adapter/{ADAPTER_FILE}", "history.parquet", "previews/step-000002.png", "previews/step-000004.png",
     ]  # fmt: skip
     names = set(context.out.read_table("history.parquet")["name"].to_pylist())
-    assert names == {"gradient_norm", "loss_kd", "loss_tail"}
+    assert names == {"gradient_norm", "loss_kd", "loss_tail", "loss_velocity"}
     assert train_sources(config) == [config.model, config.teacher_model]
 
 
