@@ -49,15 +49,12 @@ def score_edit(
 
     Raises UserError if the item isn't of that world.
     """
-    from stages.starter.clip_edits import ClipEdit, score_clip
-    from stages.starter.oracle import score
-    from stages.starter.world import Edit
+    from stages.starter.scoring import score_item
 
+    is_picture = isinstance(edit, Image.Image)
+    edited = np.asarray(edit) if is_picture else np.stack([np.asarray(frame) for frame in edit])
     try:
-        if isinstance(edit, Image.Image):
-            result = score(Edit.from_json(metadata), np.asarray(edit))
-        else:
-            result = score_clip(ClipEdit.from_json(metadata), [np.asarray(frame) for frame in edit])
+        result = score_item(metadata, edited)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{stage}: the oracle can't score item {item_id!r} ({' '.join(str(error).split())[:200]}). "
