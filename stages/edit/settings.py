@@ -11,7 +11,7 @@ from cluster.config import StageConfig, runtime
 from stages.edit.editors import ADAPTER_STAGES, VIDEO_METHODS, ClipMethod, CustomizationMethod, Method
 from stages.edit.pipelines import PipelineSettings
 from stages.edit.strength import TUNED
-from stages.train.backbones.models import Device, Dtype, model_sources
+from stages.train.backbones.models import Device, Dtype, model_sources, resolved_model
 
 
 class VideoSettings(BaseModel):
@@ -26,7 +26,7 @@ class VideoSettings(BaseModel):
     keep_clips: bool = Field(False, description="Keep each clip beside its edit, as a lossless animated WebP.")
 
 
-PipelineName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$")]  # names a folder, too
+EditorName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$")]  # names a folder, too
 
 
 class EditSettings(StageConfig):
@@ -64,6 +64,9 @@ class EditSettings(StageConfig):
     flowedit_guidance_scales: tuple[float, float] = Field(
         (1.5, 5.5), description="FlowEdit's, under the source's caption and the target's; as for FLUX.1-dev."
     )
+    adapters: dict[EditorName, str] = Field(
+        {}, description="LoRAs of `model` that are here already, folders by the names that they get beside the methods."
+    )
     seed: int = Field(0, ge=0)
     dtype: Dtype = "float32"
     max_text_tokens: int = Field(512, ge=1, description="T5 tokens of a text, at most the model's own limit.")
@@ -76,8 +79,8 @@ class EditSettings(StageConfig):
 
     @property
     def all_methods(self) -> tuple[str, ...]:
-        """The methods, and after them the pipelines by their names."""
-        return (*self.methods, *self.other_pipelines)
+        """The methods, and after them the adapters and pipelines by their names."""
+        return (*self.methods, *self.adapters, *self.other_pipelines)
 
     @property
     def other_pipelines(self) -> Mapping[str, PipelineSettings]:
@@ -93,6 +96,10 @@ class EditSettings(StageConfig):
     def _methods_differ(self) -> Self:
         if len(set(self.methods)) < len(self.methods):
             raise ValueError("name each method once")
+        others = [*self.adapters, *self.other_pipelines]
+        known = {name for kind in (Method, ClipMethod, CustomizationMethod) for name in get_args(kind)}
+        if taken := sorted({name for name in others if name in known or others.count(name) > 1}):
+            raise ValueError(f"{taken[0]} is here already; give the adapter or pipeline another name")
         return self
 
     @field_validator(*TUNED.values())
@@ -117,7 +124,7 @@ class EditConfig(EditSettings):
         description="None, and no pipelines: nothing is done with pictures.",
     )
     video: VideoSettings = VideoSettings()
-    pipelines: dict[PipelineName, PipelineSettings] = Field(
+    pipelines: dict[EditorName, PipelineSettings] = Field(
         {}, description="Other people's editors, by the names that they get beside the methods; see docs/baselines.md."
     )
 
@@ -125,13 +132,6 @@ class EditConfig(EditSettings):
     def other_pipelines(self) -> Mapping[str, PipelineSettings]:
         """Other people's editors, by name."""
         return self.pipelines
-
-    @field_validator("pipelines")
-    @classmethod
-    def _pipelines_have_names_of_their_own(cls, pipelines: dict[str, PipelineSettings]) -> dict[str, PipelineSettings]:
-        if taken := sorted(set(pipelines) & set(get_args(Method))):
-            raise ValueError(f"{taken[0]} is a method that is here already; give the pipeline another name")
-        return pipelines
 
 
 class EditVideoConfig(EditSettings):
@@ -168,6 +168,7 @@ def trained_stages(config: EditSettings) -> set[str]:
 def edit_sources(config: EditSettings) -> Sequence[str]:
     """The outside files whose content belongs to the stage's fingerprint."""
     models = [config.model, *(settings.model for settings in config.other_pipelines.values())]
+    adapters = [resolved_model(folder) for folder in config.adapters.values()]
     if set(VIDEO_METHODS) & set(config.methods):
         models.append(config.video.model)
-    return [source for model in models for source in model_sources(model)]
+    return [*(source for model in models for source in model_sources(model)), *adapters]

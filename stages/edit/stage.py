@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from cluster.artifacts import Artifact
 from cluster.dag import Context
 from cluster.errors import UserError
+from cluster.folder import Folder
 from cluster.shards import name_shards, run_shards
 from stages.edit.benchmark import item_ids_of
 from stages.edit.editors import ADAPTER_STAGES, VIDEO_METHODS
@@ -14,6 +15,7 @@ from stages.edit.pipelines import pipeline_class
 from stages.edit.settings import EditSettings
 from stages.edit.shard import EditShard, Task, Trained
 from stages.edit.strength import TUNED, chosen_strengths, compare_strengths
+from stages.train.backbones.models import resolved_model
 from stages.train.methods.settings import SETTINGS
 
 
@@ -96,8 +98,14 @@ def _run(shards: Mapping[str, Task], trained: Mapping[str, Trained], config: Edi
 
 
 def _trained(inputs: Mapping[str, Artifact], config: EditSettings, stage: str) -> dict[str, Trained]:
-    """What was trained for each trained method."""
+    """What was trained for each trained method, and the adapters that were here already."""
     found = {}
+    for name, path in config.adapters.items():
+        found[name] = Trained(Folder(resolved_model(path)), False)
+        if not found[name].folder.list(".safetensors"):
+            raise UserError(
+                f"{stage}.adapters.{name}: {path} is no folder with a LoRA. Name an `adapter/` as a training leaves it."
+            )
     for method, training in ADAPTER_STAGES.items():
         if method in config.methods:
             if training not in inputs:

@@ -108,6 +108,21 @@ def test_a_few_step_editor_samples_at_the_times_of_its_training(given, run):
     assert four.keys() == two.keys() and all(four[key] != two[key] for key in four)
 
 
+def test_an_adapter_that_is_here_already_edits_as_one_that_was_trained(given, run):
+    folder = given["train_byg"].folder.sub("adapter").local()
+    context, _ = run(given, methods=("byg", "untrained"), adapters={"warmup": str(folder)})
+    pictures = edits(context)
+    for item_id in {item_id for item_id, _ in pictures}:
+        assert pictures[item_id, "warmup"] == pictures[item_id, "byg"] != pictures[item_id, "untrained"]
+    config = EditConfig(adapters={"warmup": str(folder)})
+    assert config.all_methods[-1] == "warmup" and str(folder) in edit_sources(config)
+    with pytest.raises(UserError, match=r"edit.adapters.warmup: .*none is no folder with a LoRA"):
+        run(given, "other", methods=(), adapters={"warmup": str(folder / "none")})
+    for name in ("byg_video", "customization", "a/b"):
+        with pytest.raises(ValidationError, match="already|pattern"):
+            EditConfig(adapters={name: str(folder)})
+
+
 def test_order_of_work_and_interruption_change_no_picture(given, run):
     methods = ("untrained", "sdedit", "copy")
     whole, done = run(given, methods=methods, sdedit_strengths=(0.6,))
