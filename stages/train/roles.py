@@ -101,6 +101,12 @@ class Judge(Protocol):
     def __call__(self, edited: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
+class PerceptualDistance(Protocol):
+    """How different the decoded edits `[B, N, C]` look from their sources, `[B]`; gradients reach the edits."""
+
+    def __call__(self, edited: torch.Tensor, batch: Batch) -> torch.Tensor: ...
+
+
 class Backward(Protocol):
     """Backpropagates a loss into one of the trained adapters."""
 
@@ -112,8 +118,8 @@ class Roles:
     """The networks: the `student` is trained, `rollout` is what samples (its EMA), `frozen` the pretrained base.
 
     A method that names it in its TRAINED has an `auxiliary` too, trained beside the student; a method whose
-    settings ask for one has a `judge`. A method that distils has `student_hidden`, the student with its hidden
-    states, and `teacher_hidden`, another pretrained network with its own.
+    settings ask for them has a `judge` and a `perceptual` distance. A method that distils has `student_hidden`, the
+    student with its hidden states, and `teacher_hidden`, another pretrained network with its own.
     """
 
     student: Velocity
@@ -122,6 +128,7 @@ class Roles:
     backward: Backward
     auxiliary: Velocity | None = None
     judge: Judge | None = None
+    perceptual: PerceptualDistance | None = None
     student_hidden: VelocityAndHiddenStates | None = None
     teacher_hidden: VelocityAndHiddenStates | None = None
 

@@ -172,6 +172,9 @@ class TrainNPEditConfig(JudgedConfig):
 
     method: Literal["np_edit"] = "np_edit"
     np_edit: NPEditConfig = NPEditConfig()
+    lpips_weights: str = Field(
+        "", description="a safetensors file with torchvision's vgg16, for lambda_lpips; empty: torchvision fetches it"
+    )
     ema_decay: float = Field(0.0, ge=0, lt=1, description="of the average that is exported; 0: the student itself")
 
 

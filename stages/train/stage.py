@@ -48,8 +48,9 @@ __all__ = [
 def train_sources(config: TrainConfig) -> Sequence[str]:
     """The outside files whose content belongs to the stage's fingerprint."""
     others = [getattr(config, field) for field in ("vlm", "teacher_model") if hasattr(config, field)]
-    start = [resolved_model(config.init_adapter)] if config.init_adapter else []
-    return [*(source for model in (config.model, *others) for source in model_sources(model)), *start]
+    files = [resolved_model(config.init_adapter)] if config.init_adapter else []
+    files += [weights] if (weights := getattr(config, "lpips_weights", "")) else []
+    return [*(source for model in (config.model, *others) for source in model_sources(model)), *files]
 
 
 def train(inputs: Mapping[str, Artifact], config: TrainConfig, context: Context) -> None:
@@ -180,14 +181,16 @@ class TrainRank:
 
 def new_trainer(config: TrainConfig, data: Any, device: torch.device) -> Trainer:
     """The training in its first state, of a LoRA or of all weights."""
-    judge = load_judge(config, data.grid, device)
-    if config.trains_all:
-        from stages.train.full import FullTrainer
-
-        return FullTrainer(config, data, device, judge)
     from stages.train.engine import Trainer
+    from stages.train.full import FullTrainer
 
-    return Trainer(config, data, device, judge)
+    kind = FullTrainer if config.trains_all else Trainer
+    trainer = kind(config, data, device, load_judge(config, data.grid, device))
+    if getattr(getattr(config, config.method), "lambda_lpips", 0):
+        from stages.train.perceptual import PerceptualDistance
+
+        trainer.roles.perceptual = PerceptualDistance.load(config, data.grid, device)
+    return trainer
 
 
 def load_judge(config: TrainConfig, grid: tuple[int, ...], device: torch.device) -> Any:

@@ -103,6 +103,10 @@ def student_step(
         loss_dmd = dmd_loss(config, roles, batch, draws, edited)
         total = total + config.lambda_dmd * loss_dmd
         figures["loss_dmd"] = loss_dmd.detach()
+    if config.lambda_lpips:
+        loss_lpips = roles.perceptual(edited, batch).mean()
+        total = total + config.lambda_lpips * loss_lpips
+        figures["loss_lpips"] = loss_lpips.detach()
     roles.backward(total)
     return figures
 

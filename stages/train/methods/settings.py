@@ -86,6 +86,7 @@ class NPEditConfig(MethodConfig):
 
     lambda_vlm: float = Field(0.01, ge=0)
     lambda_dmd: float = Field(0.5, ge=0)
+    lambda_lpips: float = Field(0.0, ge=0, description="of LPIPS between edit and source (appendix C); 0: without")
     identity_warmup: int = Field(250, ge=0, description="steps of reconstruction at the start")
     num_auxiliary_updates: int = Field(10, ge=1, description="steps of the auxiliary model to each of the student")
     single_step_turns: int = Field(4000, ge=0, description="the student's steps before it is unrolled twice")
