@@ -156,40 +156,42 @@ def _direct_needs(nodes: Sequence[StageNode]) -> dict[str, list[str]]:
 
 
 def layers(nodes: Sequence[StageNode]) -> list[list[str]]:
-    """The stages by the longest way from a start; within a layer near what they need.
+    """The stages, each as late as what needs it allows; within a layer near what needs them.
 
-    Where a need lies further back, `need>stage` holds a lane free in each layer between, so that no line runs
+    Where what needs it lies further on, `need>stage` holds a lane free in each layer between, so that no line runs
     behind a box.
     """
     needs = _direct_needs(nodes)
-    depth: dict[str, int] = {}
+    users: dict[str, list[str]] = {node.name: [] for node in nodes}
+    for name, direct in needs.items():
+        for need in direct:
+            users[need].append(name)
+    height: dict[str, int] = {}
 
-    def depth_of(name: str) -> int:
-        if name not in depth:
-            depth[name] = 1 + max((depth_of(need) for need in needs[name]), default=-1)
-        return depth[name]
+    def height_of(name: str) -> int:
+        if name not in height:
+            height[name] = 1 + max((height_of(user) for user in users[name]), default=-1)
+        return height[name]
 
-    result: list[list[str]] = [[] for _ in range(1 + max(depth_of(node.name) for node in nodes))]
-    before: dict[str, list[str]] = {}
+    last = max(height_of(node.name) for node in nodes)
+    result: list[list[str]] = [[] for _ in range(1 + last)]
+    after: dict[str, list[str]] = {}
     for node in nodes:
-        result[depth[node.name]].append(node.name)
-        before[node.name] = [_lane(need, node.name, depth[node.name] - 1, depth) for need in needs[node.name]]
-        for need in needs[node.name]:
-            for layer in range(depth[need] + 1, depth[node.name]):
-                lane = f"{need}>{node.name}"
-                result[layer].append(lane)
-                before.setdefault(lane, [need])
+        layer = last - height[node.name]
+        result[layer].append(node.name)
+        after[node.name] = []
+        for user in users[node.name]:
+            between = range(layer + 1, last - height[user])
+            after[node.name].append(f"{node.name}>{user}" if between else user)
+            for lane in between:
+                result[lane].append(f"{node.name}>{user}")
+                after[f"{node.name}>{user}"] = [user]
     place: dict[str, float] = {}
-    for names in result:
-        wanted = {name: sum(place[other] for other in before[name]) / max(1, len(before[name])) for name in names}
+    for names in reversed(result):
+        wanted = {name: sum(place[other] for other in after[name]) / max(1, len(after[name])) for name in names}
         names.sort(key=wanted.__getitem__)
         place.update({name: index - (len(names) - 1) / 2 for index, name in enumerate(names)})
     return result
-
-
-def _lane(need: str, name: str, layer: int, depth: Mapping[str, int]) -> str:
-    """What stands for a need in the layer just before a stage: the need itself, or its lane."""
-    return need if depth[need] == layer else f"{need}>{name}"
 
 
 def graph(nodes: Sequence[StageNode], *, downwards: bool) -> str:
@@ -198,7 +200,7 @@ def graph(nodes: Sequence[StageNode], *, downwards: bool) -> str:
         return ""
     needs, rows = _direct_needs(nodes), layers(nodes)
     widest = max(len(row) for row in rows)
-    box_width = 122
+    box_width = 130
     box_height = 49 + LINE_HEIGHT * max(len(_name_lines(node.name)) for node in nodes)
     along, across = (box_height + 22, box_width + 8) if downwards else (box_width + 22, box_height + 16)
     centre: dict[tuple[str, int], tuple[float, float]] = {}

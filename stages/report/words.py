@@ -28,7 +28,7 @@ METHODS = {
     "sdedit": Method("SDEdit", "redrawn, true target caption", "base"),
     "regenerate": Method("Regenerate", "drawn, true target caption", "base"),
     "zero_shot_i2v": Method("Zero-shot video", "image-to-video as it is, last frame", "base"),
-    "warmup": Method("Warm-up", "the shipped adapter that trainings begin at", "base"),
+    "warmup": Method("Warm-up", "the shipped adapter, trained no further", "base"),
     "untrained": Method("Untrained", "the base model as it is", "base"),
     "copy": Method("Copy", "the source, unchanged", "base"),
 }
