@@ -1,8 +1,9 @@
-"""The frozen base on every rank: whole, or cut over the ranks by DeepSpeed's ZeRO-3."""
+"""The networks on every rank: whole, or cut over the ranks by DeepSpeed's ZeRO-3."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,21 @@ class Root(nn.Module):
         return ()
 
 
-def load_root(config: TrainConfig, device: torch.device) -> tuple[nn.Module, Root]:
+def run_in(engine: nn.Module, work: Callable[[], None]) -> None:
+    """Does the work within a forward of what `load_root` gave. On every rank at once, with as many forwards on each.
+
+    The work may call another engine's root: each engine foresees its own parameters from its own last call.
+    """
+    root = getattr(engine, "module", engine)
+    root.work = work
+    engine()
+
+
+def load_root(config: TrainConfig, device: torch.device, is_trained: bool) -> tuple[nn.Module, Root]:
     """The networks, as (what is to be called for a step, the root within).
 
-    They are the base, frozen unless it is trained whole, and beside it the teacher of a method that has one.
+    They are the base, with an optimizer for all its weights if it `is_trained`, else frozen, and beside it the teacher
+    of a method that has one.
 
     With `sharding: zero3` it is built under `zero.Init` and filled one tensor at a time, so that no rank ever
     holds it whole. The process group must be there.
@@ -45,12 +57,12 @@ def load_root(config: TrainConfig, device: torch.device) -> tuple[nn.Module, Roo
     Raises UserError if a model can't be loaded.
     """
     transformer, teacher = _load(config, "model", device), None
-    if config.trains_all and isinstance(transformer, Experts):
+    if is_trained and isinstance(transformer, Experts):
         raise UserError(
             f"{config.stage}: {config.model} has two experts, and all weights of one transformer alone can be trained. "
             f"Use --set {config.stage}.weights=lora."
         )
-    transformer.requires_grad_(config.trains_all)
+    transformer.requires_grad_(is_trained)
     if isinstance(config, TrainVideo4EditConfig):
         teacher = _load(config, "teacher_model", device)
     if config.gradient_checkpointing:
@@ -60,13 +72,15 @@ def load_root(config: TrainConfig, device: torch.device) -> tuple[nn.Module, Roo
         return root, root
     deepspeed = _deepspeed()
     settings = deepspeed_config(config)
-    # A block is gathered and released as a whole: fewer, larger messages, and no hooks on the layers within.
-    settings["zero_optimization"]["leaf_module"] = {"classes": transformer._no_split_modules}
+    if not (is_trained and getattr(config, config.method).unrolls):
+        # A block is gathered and released as a whole: fewer, larger messages, and no hooks on the layers within.
+        # DeepSpeed sends the gradients of such a block after each of its forwards: there must be but one to a loss.
+        settings["zero_optimization"]["leaf_module"] = {"classes": transformer._no_split_modules}
     for block in root.modules():
         if type(block).__name__ in transformer._no_split_modules:
             block.register_forward_pre_hook(_by_position, with_kwargs=True)
     trained = {}
-    if config.trains_all:
+    if is_trained:
         parameters = list(transformer.parameters())
         # DeepSpeed's own optimizer for offloaded states is compiled at first use; torch's needs nothing
         optimizer = torch.optim.AdamW(
