@@ -28,7 +28,7 @@ from stages.train.live import LiveData
 from stages.train.methods import byg, flow_grpo, np_edit, sft, video4edit
 from stages.train.roles import Batch, Draws, Judge, Roles, TextEmbeds, VelocityAndHiddenStates
 from stages.train.settings import TrainConfig
-from stages.train.sharding import load_root
+from stages.train.sharding import load_root, run_in
 
 EXPORTED = "adapter"
 """The folder of a training's artifact that holds what it trained."""
@@ -83,7 +83,7 @@ class Trainer:
         self.my_rows = slice(self.rank * share, (self.rank + 1) * share)
 
         self.backbone = backbone_of(config.model, f"{config.stage}.model")
-        self.root, networks = load_root(config, device)
+        self.root, networks = load_root(config, device, config.trains_all)
         self.transformer = networks.transformer
         self.parts = {"": ""}
         """Of the network, each with adapters of its own, by what their names end in."""
@@ -176,7 +176,7 @@ class Trainer:
         ) -> torch.Tensor:
             with self.using(adapter):
                 return self.backbone.velocity(
-                    self.transformer,
+                    self._network(adapter),
                     x_t,
                     t,
                     text,
@@ -225,15 +225,17 @@ class Trainer:
 
         return velocity
 
+    def _network(self, adapter: str | None) -> nn.Module:
+        """The transformer that takes a role: the one base, under whichever adapter."""
+        return self.transformer
+
     def using(self, adapter: str | None) -> contextlib.AbstractContextManager:
         """Inside, the base works under this adapter; without an average the student is its own."""
         return self.adapters.use("student" if adapter == "ema" and self.ema is self.student else adapter)
 
     def run(self, work: Callable[[], None]) -> None:
         """Does work that calls the base's roles. On every rank at once, with as many forwards on each."""
-        target = getattr(self.root, "module", self.root)
-        target.work = work
-        self.root()
+        run_in(self.root, work)
 
     def batch(self, rows: list[int]) -> Batch:
         """Rows of the data, on this rank's device."""

@@ -112,7 +112,7 @@ class TrainByGVideoConfig(TrainByGConfig):
 
 
 class FullTuningConfig(TrainConfig):
-    """Of methods that train one network and ask no frozen one: it can be trained whole."""
+    """Of methods whose networks can be trained whole."""
 
     weights: Literal["lora", "full"] = Field("lora", description="what is trained; full: all, under zero3")
     offload_optimizer: bool = runtime(False, description="full: the optimizer's state lies in the CPU's memory")
@@ -167,8 +167,11 @@ class TrainFlowGRPOConfig(JudgedConfig):
     num_steps: int = Field(5000, ge=1)
 
 
-class TrainNPEditConfig(JudgedConfig):
-    """NP-Edit, on the rows of `encode`; a step is one update, of the student or of the auxiliary model."""
+class TrainNPEditConfig(JudgedConfig, FullTuningConfig):
+    """NP-Edit, on the rows of `encode`; a step is one update, of the student or of the auxiliary model.
+
+    In the paper both are trained whole: `weights: full`.
+    """
 
     method: Literal["np_edit"] = "np_edit"
     np_edit: NPEditConfig = NPEditConfig()

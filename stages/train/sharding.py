@@ -1,8 +1,10 @@
-"""The frozen base on every rank: whole, or cut over the ranks by DeepSpeed's ZeRO-3."""
+"""The networks on every rank: whole, or cut over the ranks by DeepSpeed's ZeRO-3."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +36,34 @@ class Root(nn.Module):
         return ()
 
 
-def load_root(config: TrainConfig, device: torch.device) -> tuple[nn.Module, Root]:
+def run_in(engine: nn.Module, work: Callable[[], None]) -> None:
+    """Does the work within a forward of what `load_root` gave. On every rank at once, with as many forwards on each.
+
+    The work may call another engine's root: each engine foresees its own parameters from its own last call.
+    """
+    root = getattr(engine, "module", engine)
+    root.work = work
+    engine()
+
+
+def load_root(config: TrainConfig, device: torch.device, is_trained: bool) -> tuple[nn.Module, Root]:
     """The networks, as (what is to be called for a step, the root within).
 
-    They are the base, frozen unless it is trained whole, and beside it the teacher of a method that has one.
+    They are the base, with an optimizer for all its weights if it `is_trained`, else frozen, and beside it the teacher
+    of a method that has one.
 
     With `sharding: zero3` it is built under `zero.Init` and filled one tensor at a time, so that no rank ever
     holds it whole. The process group must be there.
 
     Raises UserError if a model can't be loaded.
     """
-    transformer, teacher = _load(config, "model", device), None
-    if config.trains_all and isinstance(transformer, Experts):
+    transformer, teacher = _load(config, "model", device, is_trained), None
+    if is_trained and isinstance(transformer, Experts):
         raise UserError(
             f"{config.stage}: {config.model} has two experts, and all weights of one transformer alone can be trained. "
             f"Use --set {config.stage}.weights=lora."
         )
-    transformer.requires_grad_(config.trains_all)
+    transformer.requires_grad_(is_trained)
     if isinstance(config, TrainVideo4EditConfig):
         teacher = _load(config, "teacher_model", device)
     if config.gradient_checkpointing:
@@ -60,13 +73,15 @@ def load_root(config: TrainConfig, device: torch.device) -> tuple[nn.Module, Roo
         return root, root
     deepspeed = _deepspeed()
     settings = deepspeed_config(config)
-    # A block is gathered and released as a whole: fewer, larger messages, and no hooks on the layers within.
-    settings["zero_optimization"]["leaf_module"] = {"classes": transformer._no_split_modules}
+    if not (is_trained and getattr(config, config.method).unrolls):
+        # A block is gathered and released as a whole: fewer, larger messages, and no hooks on the layers within.
+        # DeepSpeed sends the gradients of such a block after each of its forwards: there must be but one to a loss.
+        settings["zero_optimization"]["leaf_module"] = {"classes": transformer._no_split_modules}
     for block in root.modules():
         if type(block).__name__ in transformer._no_split_modules:
             block.register_forward_pre_hook(_by_position, with_kwargs=True)
     trained = {}
-    if config.trains_all:
+    if is_trained:
         parameters = list(transformer.parameters())
         # DeepSpeed's own optimizer for offloaded states is compiled at first use; torch's needs nothing
         optimizer = torch.optim.AdamW(
@@ -82,8 +97,8 @@ def load_root(config: TrainConfig, device: torch.device) -> tuple[nn.Module, Roo
     return engine, root
 
 
-def _load(config: TrainConfig, field: str, device: torch.device) -> nn.Module:
-    """The frozen transformer (or two experts) of the model that a setting names."""
+def _load(config: TrainConfig, field: str, device: torch.device, is_trained: bool = False) -> nn.Module:
+    """The transformer (or two experts) of the model that a setting names, frozen; `is_trained`: it won't stay so."""
     dtype = getattr(torch, config.dtype)
     named = getattr(config, field)
     model = resolved_model(named)
@@ -91,7 +106,7 @@ def _load(config: TrainConfig, field: str, device: torch.device) -> nn.Module:
 
         def load(part: str) -> nn.Module:
             if config.sharding != "none":
-                return _sharded_transformer(backbone.TRANSFORMER, _part_folder(model, part), config)
+                return _sharded_transformer(backbone.TRANSFORMER, _part_folder(model, part), config, is_trained)
             return backbone.TRANSFORMER.from_pretrained(model, subfolder=part, torch_dtype=dtype, use_safetensors=True)
 
         transformer = load_network(model, load)
@@ -171,15 +186,30 @@ def _deepspeed() -> Any:
     return deepspeed
 
 
-def _sharded_transformer(transformer_class: Any, folder: Path, config: TrainConfig) -> nn.Module:
+def _sharded_transformer(transformer_class: Any, folder: Path, config: TrainConfig, is_trained: bool) -> nn.Module:
+    """A model as `from_pretrained` gives it, cut over the ranks.
+
+    The modules that its class names keep float32 weights beside those of the configuration's dtype. Not so where it
+    `is_trained`: DeepSpeed's optimizer takes parameters of one dtype alone, and has them in float32 besides.
+    """
     import torch.distributed as dist
     from safetensors import safe_open
 
     deepspeed = _deepspeed()
-    settings = transformer_class.load_config(folder)
+    settings, dtype = transformer_class.load_config(folder), getattr(torch, config.dtype)
+    overrides = deepspeed.zero.partition_parameters.DEFAULT_TENSOR_OVERRIDES
+    if dtype != torch.float32:
+        # DeepSpeed would cast every new tensor, those from which rotary frequencies are computed among them.
+        overrides = [deepspeed.zero.partition_parameters.DeepSpeedTensorOverride.device]
     # Its dtype comes from the configuration: given as an argument, DeepSpeed takes another one on CPUs.
-    with deepspeed.zero.Init(config_dict_or_path=deepspeed_config(config)):
+    with (
+        deepspeed.zero.Init(config_dict_or_path=deepspeed_config(config), tensor_overrides=overrides),
+        _default_dtype(dtype),
+    ):
         transformer = transformer_class.from_config(settings)
+    kept = set() if is_trained else set(transformer_class._keep_in_fp32_modules or ())
+    for name, parameter in transformer.named_parameters():
+        _hold_in(parameter, torch.float32 if kept & set(name.split(".")) else dtype)
     missing = dict(transformer.named_parameters())
     buffers = dict(transformer.named_buffers())  # of which a file has some, whole on every rank
     for file in sorted(folder.glob("*.safetensors")):
@@ -197,3 +227,20 @@ def _sharded_transformer(transformer_class: Any, folder: Path, config: TrainConf
     if missing:
         raise ValueError(f"{folder} has no tensor {next(iter(missing))!r} (and {len(missing) - 1} more)")
     return transformer
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, tensors of floats are made in this dtype unless they name another, as when diffusers loads a model."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _hold_in(parameter: nn.Parameter, dtype: torch.dtype) -> None:
+    """Casts a parameter that is cut over the ranks: this rank's part, and what stands for the whole."""
+    parameter.ds_tensor.data = parameter.ds_tensor.data.to(dtype)
+    parameter.data = parameter.data.to(dtype)

@@ -25,6 +25,19 @@ class MethodConfig(BaseModel):
         """
         return None
 
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The networks of a step that trains all weights: the `student`, and what it needs beside it.
+
+        The `auxiliary` is trained, too; the `frozen` base is not.
+        """
+        return ("student",)
+
+    @property
+    def unrolls(self) -> bool:
+        """Whether the gradient of one loss may pass through several forwards of a network."""
+        return False
+
     def distilled_blocks(self, num_layers: int) -> tuple[int, ...]:
         """The transformer blocks, of `num_layers`, whose hidden states the method compares with its teacher's."""
         return ()
@@ -113,6 +126,14 @@ class NPEditConfig(MethodConfig):
     @property
     def few_step_times(self) -> tuple[float, ...]:
         return (1.0, *sorted({time for time in self.times if time < 1}, reverse=True))
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        return ("student", "auxiliary", "frozen") if self.dmd else ("student",)
+
+    @property
+    def unrolls(self) -> bool:
+        return self.through_both_steps and min(self.times) < 1
 
 
 class FlowGRPOConfig(MethodConfig):

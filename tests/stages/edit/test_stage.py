@@ -4,13 +4,17 @@ import io
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
+from diffusers import FluxPipeline
 from PIL import Image
 from pydantic import ValidationError
 
 from cluster.config import identity
 from cluster.errors import UserError
 from cluster.folder import Folder
-from stages.edit.editors import ADAPTER_STAGES
+from stages.edit.benchmark import batches, item_ids_of
+from stages.edit.editors import ADAPTER_STAGES, FewStepEditor
+from stages.edit.sampler import Sampler
 from stages.edit.settings import EditConfig, edit_sources
 from stages.edit.stage import edit_images
 from stages.edit.strength import SCORES_SCHEMA, chosen_strengths, compare_strengths, score_edit
@@ -121,6 +125,25 @@ def test_an_adapter_that_is_here_already_edits_as_one_that_was_trained(given, ru
     for name in ("byg_video", "customization", "a/b"):
         with pytest.raises(ValidationError, match="already|pattern"):
             EditConfig(adapters={name: str(folder)})
+
+
+def test_a_few_step_editor_that_was_trained_whole_takes_its_own_weights(given, run, tiny_flux, tmp_path):
+    pipeline = FluxPipeline.from_pretrained(tiny_flux)
+    torch.manual_seed(5)
+    for parameter in pipeline.transformer.parameters():
+        parameter.data.add_(0.05 * torch.randn(parameter.shape))
+    pipeline.transformer.save_pretrained(tmp_path / "whole" / "transformer")
+    pipeline.save_pretrained(tmp_path / "model")
+    settings = {"method": "np_edit", "weights": "full", "np_edit": {"identity_warmup": 100}}
+    trained = committed(Folder(tmp_path / "whole"), "train_np_edit", settings)
+    found = edits(run(given | {"train_np_edit": trained}, methods=("untrained", "np_edit", "sft"))[0])
+    editor = FewStepEditor(Sampler(tmp_path / "model"), EditConfig().seed, None, (1.0, 0.75, 0.5, 0.25))
+    benchmark = given["benchmark"].folder
+    for items, _ in batches(benchmark, item_ids_of(benchmark), 4):
+        for item, wanted in zip(items, editor.edit(items), strict=True):
+            picture = pixels(found[item.item_id, "np_edit"])
+            assert np.abs(picture - np.asarray(wanted, dtype=int)).max() <= 1
+            assert all(found[item.item_id, name] != found[item.item_id, "np_edit"] for name in ("untrained", "sft"))
 
 
 def test_order_of_work_and_interruption_change_no_picture(given, run):

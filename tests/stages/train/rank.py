@@ -15,15 +15,20 @@ from stages.train.settings import TrainConfig
 from stages.train.stage import identity_of, new_trainer
 
 
-def main(
-    rank: int, world_size: int, port: int, config: TrainConfig, encoded: Path, out: Path, resume: bool, stop: int | None
-) -> None:
+def connect(rank: int, world_size: int, port: int) -> None:
+    """Makes this process one rank of a group on the CPU."""
     os.environ |= {
         "RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
     }  # fmt: skip
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
+
+
+def main(
+    rank: int, world_size: int, port: int, config: TrainConfig, encoded: Path, out: Path, resume: bool, stop: int | None
+) -> None:
+    connect(rank, world_size, port)
     method = METHODS[config.method]
     data = EncodedData.load(encoded, method.LATENTS, method.TEXTS, method.LABELS)
     device = torch.device("cpu")

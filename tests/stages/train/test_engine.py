@@ -5,7 +5,9 @@ import json
 import math
 import multiprocessing
 import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,19 +43,21 @@ def ranks(
 
     Returns how many of the base's numbers rank 0 held after the last step, and how many there are.
     """
+    in_processes(rank.main, num_ranks, config, encoded, out, resume, stop)
+    return json.loads((out / "facts.json").read_text())
+
+
+def in_processes(work: Callable[..., None], num_ranks: int, *args: Any) -> None:
+    """Does `work(rank, num_ranks, port, *args)` on every rank, each in a process of its own."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    processes = [
-        PROCESSES.Process(target=rank.main, args=(index, num_ranks, port, config, encoded, out, resume, stop))
-        for index in range(num_ranks)
-    ]
+    processes = [PROCESSES.Process(target=work, args=(index, num_ranks, port, *args)) for index in range(num_ranks)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(timeout=300)
         process.kill()
     assert [process.exitcode for process in processes] == [0] * num_ranks
-    return json.loads((out / "facts.json").read_text())
 
 
 def differences(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
