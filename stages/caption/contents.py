@@ -99,9 +99,10 @@ def _count(contents: Contents, folder: Folder, names: Sequence[str], schema: pa.
         contents.num_good += is_good
         if is_good:
             for name in texts:
-                contents.lengths[name][len(row[name] or "")] += 1
-        if contents.kind:
-            contents.kinds.setdefault(row[contents.kind] or "(unknown)", collections.Counter())[row["outcome"]] += 1
+                if row[name]:
+                    contents.lengths[name][len(row[name])] += 1
+        if contents.kind and row[contents.kind]:
+            contents.kinds.setdefault(row[contents.kind], collections.Counter())[row["outcome"]] += 1
         if not is_first:  # a further row of one that was asked about
             continue
         contents.outcomes[row["outcome"]] += 1
@@ -161,7 +162,9 @@ def _add_pictures(contents: Contents, folder: Folder) -> None:
                     samples[place] = dataclasses.replace(sample, pictures=pictures)
         return
     read = ", ".join(f"{name}/{fingerprint}" for name, fingerprint in contents.manifest.parents.items())
-    if not all(root.exists(f"{name}/{fingerprint}") for name, fingerprint in contents.manifest.parents.items()):
+    if not all(
+        root.exists(f"{name}/{fingerprint}/{MANIFEST}") for name, fingerprint in contents.manifest.parents.items()
+    ):
         contents.no_pictures = f"What the stage read ({read}) isn't in {root.url} any more, so no picture is shown."
 
 

@@ -32,8 +32,8 @@ def head(contents: Contents) -> str:
         f'<header><div class="eyebrow"><b>{escape(manifest.stage)}</b> · {escape(manifest.fingerprint)} · run '
         f"{escape(manifest.run_id)}</div><h1><em>{share:.1%}</em> of {asked:,} rows came to something</h1>"
         f'<p class="lead">{escape(manifest.config["engine"]["model"])} was asked about {asked:,} rows in '
-        f"{escape(duration(manifest.seconds))}: {contents.num_good:,} good rows, {asked - contents.outcomes['ok']:,} dead "
-        f"letters; {first:.1%} were settled at the first attempt.</p></header>"
+        f"{escape(duration(manifest.seconds))}: {contents.num_good:,} good rows, {asked - contents.outcomes['ok']:,} "
+        f"dead letters; {first:.1%} were settled at the first attempt.</p></header>"
     )
 
 
@@ -62,7 +62,7 @@ def outcomes(contents: Contents) -> str:
         for (outcome, reason), count in contents.reasons.most_common(NUM_REASONS)
     )
     table = (
-        '<div class="scroll"><table><thead><tr><th>Dead letters</th><th>Why, in the end</th><th class="number">Rows'
+        '<div class="scroll"><table class="reasons"><thead><tr><th>Dead letters</th><th>Why, in the end</th><th class="number">Rows'
         f"</th></tr></thead><tbody>{why}</tbody></table></div>"
     )
     return (
@@ -81,14 +81,14 @@ def rules(contents: Contents) -> str:
         never = "" if rule["count"] else ' class="never"'
         fired = " fired" if rule["count"] else ""
         lines.append(
-            f"<tr{never}><td><code>{escape(name)}</code></td><td>{escape(rule.get('meaning', ''))}</td>"
+            f"<tr{never}><td><code>{escape(name)}</code><small>{escape(rule.get('meaning', ''))}</small></td>"
             f'<td class="number{fired}">{rule["count"]:,}</td>{cells}</tr>'
         )
     note = "Attempt 0 is before a model was asked. " if "0" in attempts else ""
     return (
         '<section id="rules"><h2>Rules</h2><p class="lead">How often an answer broke each, at which attempt. '
         f"{note}An answer can break several; it is then asked for again.</p>"
-        '<div class="scroll"><table class="rules"><thead><tr><th>Rule</th><th>What it asks for</th>'
+        '<div class="scroll"><table class="rules"><thead><tr><th>Rule, and what it asks for</th>'
         f'<th class="number">Fired</th>{columns}</tr></thead><tbody>{"".join(lines)}</tbody></table></div></section>'
     )
 
@@ -117,8 +117,8 @@ def rows(contents: Contents) -> str:
     lost = f'<p class="note">{escape(contents.no_pictures)}</p>' if contents.no_pictures else ""
     items = "".join(_items(contents, samples))
     return (
-        '<section id="rows" class="gallery"><h2>See for yourself</h2><p class="lead">Rows from all over the tables, the '
-        "same at each look: good ones of every kind in turn, dead letters of every reason in turn.</p>"
+        '<section id="rows" class="gallery"><h2>See for yourself</h2><p class="lead">Rows from all over the tables, '
+        "the same at each look: good ones of every kind in turn, dead letters of every reason in turn.</p>"
         f'<div class="filters">{buttons}</div><p class="count" aria-live="polite"></p>{lost}{items}</section>'
     )
 
@@ -157,6 +157,6 @@ def _item(contents: Contents, sample: Sample, figures: Sequence[str]) -> str:
     strip = f'<div class="strip" style="--n:{len(figures)}">{"".join(figures)}</div>' if figures else ""
     return (
         f'<article class="item" data-type="{escape(kind)}" data-right="{"yes" if is_good else "no"}"><h3>{verdict} '
-        f'{escape(kind)}<small>{escape(sample.key)} · {counts}</small></h3><div class="{"row" if strip else ""}">{strip}'
-        f'<dl class="fields">{why}{fields}</dl></div></article>'
+        f"{escape(kind)}<small>{escape(sample.key)} · {counts}</small></h3>"
+        f'<div class="{"row" if strip else ""}">{strip}<dl class="fields">{why}{fields}</dl></div></article>'
     )
