@@ -50,6 +50,11 @@ def bars(counts: Sequence[tuple[object, int]], classes: Sequence[str] = ()) -> s
     return f'<dl class="bars">{"".join(lines)}</dl>'
 
 
+def _breakable(name: str) -> str:
+    """A name whose lines may break after its underscores."""
+    return escape(name).replace("_", "_<wbr>")
+
+
 def outcomes(contents: Contents) -> str:
     counted = contents.outcomes.most_common()
     parts = [f"<div><h3>Outcome</h3>{bars(counted, [name for name, _ in counted])}</div>"]
@@ -58,12 +63,12 @@ def outcomes(contents: Contents) -> str:
         kinds = [(name, counts["ok"]) for name, counts in sorted(contents.kinds.items())]
         parts.append(f"<div><h3>Good rows by {escape(contents.kind)}</h3>{bars(kinds)}</div>")
     why = "".join(
-        f'<tr><td>{escape(outcome)}</td><td>{escape(reason[:MAX_TEXT])}</td><td class="number">{count:,}</td></tr>'
+        f'<tr><td>{escape(outcome)}</td><td>{_breakable(reason[:MAX_TEXT])}</td><td class="number">{count:,}</td></tr>'
         for (outcome, reason), count in contents.reasons.most_common(NUM_REASONS)
     )
     table = (
-        '<div class="scroll"><table class="reasons"><thead><tr><th>Dead letters</th><th>Why, in the end</th><th class="number">Rows'
-        f"</th></tr></thead><tbody>{why}</tbody></table></div>"
+        '<div class="scroll"><table class="reasons"><thead><tr><th>Dead letters</th><th>Why, in the end</th>'
+        f'<th class="number">Rows</th></tr></thead><tbody>{why}</tbody></table></div>'
     )
     return (
         f'<section id="outcomes"><h2>What became of the rows</h2><div class="lists">{"".join(parts)}</div>'
@@ -81,7 +86,7 @@ def rules(contents: Contents) -> str:
         never = "" if rule["count"] else ' class="never"'
         fired = " fired" if rule["count"] else ""
         lines.append(
-            f"<tr{never}><td><code>{escape(name)}</code><small>{escape(rule.get('meaning', ''))}</small></td>"
+            f"<tr{never}><td><code>{_breakable(name)}</code><small>{escape(rule.get('meaning', ''))}</small></td>"
             f'<td class="number{fired}">{rule["count"]:,}</td>{cells}</tr>'
         )
     note = "Attempt 0 is before a model was asked. " if "0" in attempts else ""

@@ -82,7 +82,7 @@ def test_the_page_has_rows_with_their_pictures_and_nothing_unescaped(artifact, i
     text = page.read_text()
     assert text.count('<article class="item"') == 24 + 6 == text.count('src="data:image/png;base64,')
     assert "&lt;b&gt;m&lt;/b&gt;" in text and "<b>m</b>" not in text and "http" not in text.replace("http-equiv", "")
-    assert text.count('data-right="no"') == 6 and "target_tells_of_the_edit" in text
+    assert text.count('data-right="no"') == 6 and "target_tells_of_the_edit" in text.replace("<wbr>", "")
     sizes = collections.Counter(base64.b64decode(code)[16:24] for code in re.findall(r"png;base64,([^\"]+)", text))
     assert sizes == {(32).to_bytes(4, "big") * 2: 30}
 
