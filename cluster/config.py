@@ -23,6 +23,12 @@ class StageConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), validate_default=True)
 
+    def earlier(self) -> "Sequence[StageConfig]":
+        """Configurations, the best first, from whose artifact (`Context.earlier`) this one's can be made with less
+        work. What comes out must be the same without it.
+        """
+        return ()
+
 
 def runtime(default: Any = ..., **field_kwargs: Any) -> Any:
     """A field that changes how the work is done, not what comes out: workers, batch of inference, paths,

@@ -123,8 +123,9 @@ def leading_to(stages: Sequence[Stage], targets: Sequence[str]) -> list[Stage]:
 class Context:
     """What a stage's function gets besides its inputs and configuration.
 
-    It can be sent to actors. `set_rows` and `set_figures` count only in the process that the stage's function
-    runs in; everything else works anywhere.
+    `earlier`: the artifact of one of the configurations that the stage's own may start from
+    (`StageConfig.earlier`), if there is one. It can be sent to actors. `set_rows` and `set_figures` count only in the
+    process that the stage's function runs in; everything else works anywhere.
     """
 
     stage: str
@@ -136,6 +137,7 @@ class Context:
     lease_owner: str
     tracking_uri: str | None = None
     mlflow_run_id: str | None = None
+    earlier: Artifact | None = None
     rows: int | None = None
     figures: dict[str, Any] = field(default_factory=dict)
 

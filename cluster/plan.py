@@ -29,7 +29,7 @@ class Selection:
 @dataclass(frozen=True)
 class Planned:
     """One stage of a plan. state: cached, run, wait (another run is making it now) or skipped (not asked
-    for).
+    for). earlier: the artifact that it starts from.
     """
 
     stage: Stage
@@ -41,6 +41,7 @@ class Planned:
     why: str
     forced: bool = False
     artifact: Artifact | None = None
+    earlier: Artifact | None = None
 
 
 def fingerprint(stage: Stage, config: StageConfig, parents: Mapping[str, str], sources: Mapping[str, str]) -> str:
@@ -86,6 +87,10 @@ def make_plan(
             state, why = "cached", "nothing changed"
         else:
             state, why = _state(root, stage, config, key, plan, sources, forced, artifact, broken)
+        earlier = (
+            _earlier(root, stage, config, parents, sources) if state == "run" and stage.name not in forced else None
+        )
+        why += f"; starts from {earlier.fingerprint}" if earlier else ""
         plan[stage.name] = Planned(
             stage,
             config,
@@ -96,6 +101,7 @@ def make_plan(
             why,
             stage.name in forced,
             None if broken else artifact,
+            earlier,
         )
     hashes.save()
     _require_inputs(plan)
@@ -172,6 +178,16 @@ def _state(
         files = "1 file" if finished == 1 else f"{finished} files"
         why += f"; goes on from an attempt that was cut short ({files} there)"
     return "run", why
+
+
+def _earlier(
+    root: Folder, stage: Stage, config: StageConfig, parents: Mapping[str, str], sources: Mapping[str, str]
+) -> Artifact | None:
+    for before in config.earlier():
+        artifact = read_artifact(root, stage.name, fingerprint(stage, before, parents, sources))
+        if artifact and not damage(artifact):
+            return artifact
+    return None
 
 
 def _difference(

@@ -212,6 +212,7 @@ class Run:
             lease_owner=task.lease.owner,
             tracking_uri=run.tracking_uri,
             mlflow_run_id=mlflow_run_id,
+            earlier=planned.earlier,
         )
         task.launch(planned, context, owned=bool(self._session and self._session.owned))
 

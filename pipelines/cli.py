@@ -42,7 +42,7 @@ def main(
             return OK
         return _run(stages, arguments, profiles, default_targets, tracked, settings)
     except MissingInputs as error:
-        print(f"{error} This makes them:\n  {_command(arguments, error.missing)}", file=sys.stderr)
+        print(f"{error} This makes them:\n  {command_for(arguments, error.missing, sys.argv[0])}", file=sys.stderr)
         return WRONG_REQUEST
     except RequestError as error:
         print(error, file=sys.stderr)
@@ -172,9 +172,9 @@ def _list(stages: Sequence[Stage]) -> str:
     return table(rows)
 
 
-def _command(arguments: argparse.Namespace, missing: Sequence[str]) -> str:
-    """The command that makes the missing inputs."""
-    script = os.path.relpath(sys.argv[0]) if os.path.exists(sys.argv[0]) else sys.argv[0]
+def command_for(arguments: argparse.Namespace, missing: Sequence[str], script: str) -> str:
+    """The command by which the pipeline `script` makes the missing inputs, set as in `arguments`."""
+    script = os.path.relpath(script) if os.path.exists(script) else script
     parts = ["python", script, "--profile", arguments.profile]
     if arguments.root != "./runs":
         parts += ["--root", arguments.root]

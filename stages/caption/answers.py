@@ -7,9 +7,29 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from stages.caption.rule import Rule
+
+
+class ReadingRule(Rule):
+    """What makes an answer readable."""
+
+    NO_JSON = "no_json", "The answer holds a JSON object."
+    MISSING_FIELD = "missing_field", "The object has every field that was asked for."
+    EXTRA_FIELD = "extra_field", "The object has no other field."
+    EMPTY_FIELD = "empty_field", "No field that must say something is empty."
+    NOT_TEXT = "not_text", "What must be a text is one."
+    NOT_TRUE_OR_FALSE = "not_true_or_false", "What must be true or false is."
+    NOT_A_LIST = "not_a_list", "What must be a list is one."
+    NEITHER_YES_NOR_NO = "neither_yes_nor_no", "The answer begins with Yes or with No."
+
+
 _FENCE = re.compile(r"```[a-zA-Z]*\s*\n?(.*?)```", re.DOTALL)
 _YES_OR_NO = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
-_WRONG_KIND = {str: "not_text", bool: "not_true_or_false", list: "not_a_list"}
+_WRONG_KIND = {
+    str: ReadingRule.NOT_TEXT,
+    bool: ReadingRule.NOT_TRUE_OR_FALSE,
+    list: ReadingRule.NOT_A_LIST,
+}
 
 
 def without_thinking(text: str) -> str:
@@ -40,25 +60,31 @@ def json_objects(text: str) -> list[dict]:
     return found
 
 
+def field_rules(*kinds: type) -> tuple[Rule, ...]:
+    """The rules that `read_fields` checks for fields of these kinds."""
+    always = (ReadingRule.NO_JSON, ReadingRule.MISSING_FIELD, ReadingRule.EXTRA_FIELD)
+    empty = (ReadingRule.EMPTY_FIELD,) if str in kinds else ()
+    return (*always, *empty, *(_WRONG_KIND[kind] for kind in kinds))
+
+
 def read_fields(text: str, fields: Mapping[str, type], may_be_empty: tuple[str, ...] = ()) -> dict[str, Any] | str:
     """The fields of the JSON object that answers, each of its kind (str, bool or list), or why there are none.
 
-    Runs of white space in a text become one space. Reasons: `no_json`, `missing_field:NAME`, `extra_field:NAME`,
-    `not_text:NAME`, `not_true_or_false:NAME`, `not_a_list:NAME`, `empty_field:NAME`.
+    Runs of white space in a text become one space. Reasons are `field_rules`, all but `no_json` with a field's name.
     """
     objects = json_objects(text)
     if not objects:
-        return "no_json"
+        return ReadingRule.NO_JSON
     answer = next((o for o in reversed(objects) if set(fields) <= set(o)), objects[-1])
     for name, kind in fields.items():
         if name not in answer:
-            return f"missing_field:{name}"
+            return f"{ReadingRule.MISSING_FIELD}:{name}"
         if not isinstance(answer[name], kind):
             return f"{_WRONG_KIND[kind]}:{name}"
         if kind is str and name not in may_be_empty and not answer[name].strip():
-            return f"empty_field:{name}"
+            return f"{ReadingRule.EMPTY_FIELD}:{name}"
     if extra := sorted(set(answer) - set(fields)):
-        return f"extra_field:{extra[0][:40]}"
+        return f"{ReadingRule.EXTRA_FIELD}:{extra[0][:40]}"
     return {name: " ".join(answer[name].split()) if kind is str else answer[name] for name, kind in fields.items()}
 
 

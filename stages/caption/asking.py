@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Literal
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster.chat import ChatReply, ChatRequest, request_seed
 from cluster.config import StageConfig, runtime
 from cluster.dag import Context
 from cluster.shards import name_shards
 from cluster.vllm import Engine, EngineSettings, get_engine
-from stages.caption.report import check_error_rate, write_report
+from stages.caption.report import broken_name, check_error_rate, dead_letters_name, write_report
+from stages.caption.rule import Rule
 
 OUTCOME_COLUMNS = (
     ("outcome", pa.string()),
@@ -38,6 +40,13 @@ _MIN_ROWS_FOR_GATE = 64
 _MAX_ANSWER_KEPT = 2000  # characters
 
 
+class Fault(Rule):
+    """What stands before an answer can be judged at all."""
+
+    IMAGE = "image", "The engine can decode the pictures, and none is too large."
+    REQUEST = "request", "The engine can take the request."
+
+
 class AskingConfig(StageConfig):
     """Which model is asked, how often, and what is done with bad answers."""
 
@@ -47,9 +56,22 @@ class AskingConfig(StageConfig):
     max_tokens: int = Field(512, ge=1)
     shard_size: int = Field(256, ge=1, description="Rows that are asked about in one logical shard.")
     seed: int = 0
+    retries: int = Field(
+        0, ge=0, description="How often rows that came to nothing are asked about again, each time one temperature on."
+    )
     error_rate_limit: float = runtime(
         0.5, ge=0, le=1, description="Share of rows that came to nothing which fails the stage."
     )
+
+    @model_validator(mode="after")
+    def _retries_differ(self) -> AskingConfig:
+        if self.retries and self.temperatures[-1] == 0:
+            raise ValueError("retries would give the same answers at temperature 0: let temperatures end above it")
+        return self
+
+    def earlier(self) -> Sequence[AskingConfig]:
+        """With fewer retries: what was good then is good now, and what wasn't is asked about again."""
+        return [self.model_copy(update={"retries": retries}) for retries in reversed(range(self.retries))]
 
 
 def asking_sources(config: AskingConfig, prompt: ModuleType) -> list[str]:
@@ -94,10 +116,10 @@ Conversation = Generator[Call, Mapping[str, Any], Sequence[Mapping[str, Any]]]
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """A row that is asked about; `known` are columns that it has whatever the answers are."""
+    """A row that is asked about: what begins its conversation, and the columns that it has whatever the answers are."""
 
     key: str
-    conversation: Conversation
+    begin: Callable[[], Conversation]
     known: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -107,6 +129,7 @@ class Asking:
 
     key: the column that names a row. keys: all rows, in order. rows: what is asked about the keys of one shard,
     made one after the other, when there is room. table: the folder of good rows. unit: what a row is, in words.
+    rules: what is checked of a row before it is asked about, then of the answer to each call, in the calls' order.
     unfit: reasons that are no errors: the answer is right, the row isn't wanted. tally: a column whose values are
     counted for the report.
     """
@@ -118,15 +141,23 @@ class Asking:
     unit: str
     schema: pa.Schema
     prompt_hash: str
+    rules: Sequence[Sequence[Rule]]
     unfit: frozenset[str] = frozenset()
     tally: str | None = None
+
+    @property
+    def all_rules(self) -> tuple[Rule, ...]:
+        """Every rule that a row can break, each once."""
+        return tuple(dict.fromkeys([*itertools.chain(*self.rules), *Fault]))
 
 
 def ask(asking: Asking, config: AskingConfig, context: Context) -> None:
     """Fills `<table>/` with good rows and `dead_letters/` with the others and their reasons, in one schema.
 
     Each call is made up to len(temperatures) times, each time at the next one, until its answer can be read and keeps
-    the engine's rules. `rules.json` tells how often each rule was broken, with examples.
+    the engine's rules. A row that came to nothing begins anew `retries` times, with other seeds and without the first
+    temperatures; it is the same whether `context.earlier`, an artifact with fewer retries, has its first attempts or
+    they are made here. `rules.json` tells how often each rule was broken, with examples.
 
     Raises:
         UserError: the model can't be loaded, or more than `error_rate_limit` of the rows came to nothing.
@@ -140,10 +171,16 @@ def ask(asking: Asking, config: AskingConfig, context: Context) -> None:
 
 @dataclasses.dataclass
 class _State:
-    """A row that isn't settled: its call, how often that was made, and what the calls before it came to."""
+    """A row that isn't settled: its call, how often that was made, and what the calls before it came to.
+
+    `retry` counts from 0, `attempts_before` are those of the retries before it.
+    """
 
     shard: str
     asked: Asked
+    conversation: Conversation
+    retry: int = 0
+    attempts_before: int = 0
     call: Call | None = None
     num_calls: int = 0
     attempts: int = 0
@@ -174,21 +211,52 @@ class Work:
 
     def _requests(self) -> Iterator[ChatRequest | None]:
         for shard, keys in self._shards.items():
+            num_attempts = self._take_over(shard) if self._context.earlier else dict.fromkeys(keys, 0)
+            if not num_attempts:
+                self._commit(shard)
+                continue
+            retry = self._context.earlier.manifest.identity["retries"] + 1 if self._context.earlier else 0
             for asked in self._asking.rows(keys):
+                if asked.key not in num_attempts:
+                    continue
                 while self._waiting:
                     yield self._waiting.popleft()
-                self._states[asked.key] = _State(shard, asked)
-                self._go_on(self._states[asked.key], None)
+                self._begin(shard, asked, retry, num_attempts[asked.key])
         while self._states:
             yield self._waiting.popleft() if self._waiting else None
+
+    def _take_over(self, shard: str) -> dict[str, int]:
+        """Takes what stays as it is from the earlier artifact; {key: its attempts so far} of what is asked again."""
+        folder, rows = self._context.earlier.folder, self._rows[shard]
+        again: dict[str, int] = {}
+        for table in (shard, dead_letters_name(shard)):
+            for row in folder.read_table(table).to_pylist() if folder.exists(table) else ():
+                if self._is_asked_again(row, self._context.earlier.manifest.identity["retries"] + 1):
+                    again[row[self._asking.key]] = row["attempts"]
+                else:
+                    rows.setdefault(row[self._asking.key], []).append(row)
+        self._broken[shard] += folder.read_json(broken_name(shard))
+        for row, *_ in rows.values():
+            self._count(row["outcome"], row["reason"].split("; ") if row["reason"] else [])
+        return again
+
+    def _is_asked_again(self, row: Mapping[str, Any], retry: int) -> bool:
+        """Whether a row that came to nothing may come to something: a model was asked, and the row isn't unfit."""
+        is_bad = row["outcome"] != "ok" and not self._asking.unfit.issuperset(row["reason"].split("; "))
+        return is_bad and row["attempts"] > 0 and retry <= self._config.retries
+
+    def _begin(self, shard: str, asked: Asked, retry: int, attempts_before: int) -> None:
+        self._states[asked.key] = state = _State(shard, asked, asked.begin(), retry, attempts_before)
+        self._go_on(state, None)
 
     def _go_on(self, state: _State, fields: Mapping[str, Any] | None) -> None:
         """Gives the conversation what its call came to (None at its beginning), and makes its next call."""
         try:
-            call = state.asked.conversation.send(fields)
+            call = state.conversation.send(fields)
         except StopIteration as end:
             self._settle(state, "ok", [], end.value)
         except Dropped as dropped:
+            self._note_broken(state, [dropped.reason], "")
             self._settle(state, dropped.outcome, [dropped.reason])
         else:
             state.call, state.attempts = call, 0
@@ -196,15 +264,17 @@ class Work:
             self._request(state)
 
     def _request(self, state: _State) -> None:
-        key, config, attempt = state.asked.key, self._config, state.attempts
+        key, config = state.asked.key, self._config
         later = [state.num_calls] if state.num_calls > 1 else []
-        seed = request_seed(config.seed, key, *later, attempt)
-        temperature = self._ladder(state)[attempt]
+        seed = request_seed(config.seed, key, *later, state.attempts_before + state.attempts)
+        temperature = self._ladder(state)[state.attempts]
         request = ChatRequest(key, state.call.messages, state.call.schema, config.max_tokens, temperature, seed)
         self._waiting.append(request)
 
     def _ladder(self, state: _State) -> Sequence[float]:
-        return state.call.temperatures or self._config.temperatures
+        """The temperatures of a call: each retry leaves one more of the first out, but never the last."""
+        ladder = state.call.temperatures or self._config.temperatures
+        return ladder[min(state.retry, len(ladder) - 1) :]
 
     def _take(self, state: _State, reply: ChatReply) -> None:
         """Judges an answer: the conversation goes on, the call is made again, or the row is settled."""
@@ -213,7 +283,7 @@ class Work:
         state.finish_reason = reply.finish_reason
         reading = Reading(None, [reply.error]) if reply.error is not None else state.call.read(reply.text)
         if reading.reasons:
-            self._note_broken(state, reading, reply)
+            self._note_broken(state, reading.reasons, reply.text)
         is_unfit = reading.fields is not None and self._asking.unfit.issuperset(reading.reasons)
         # A request's own fault comes again each time; anything else may go better at the next temperature.
         is_final = is_unfit or reply.error is not None or state.attempts == len(self._ladder(state))
@@ -229,25 +299,27 @@ class Work:
         unread = "truncated" if reply.finish_reason == "length" and reply.error is None else "failed"
         self._settle(state, unread if reading.fields is None else "filtered", reading.reasons)
 
-    def _note_broken(self, state: _State, reading: Reading, reply: ChatReply) -> None:
+    def _note_broken(self, state: _State, reasons: Sequence[str], answer: str) -> None:
         item = {
-            self._asking.key: reply.key,
-            "attempt": state.attempts,
-            "reasons": list(reading.reasons),
-            "answer": reply.text[:_MAX_ANSWER_KEPT],
+            self._asking.key: state.asked.key,
+            "attempt": state.attempts_before + state.attempts,
+            "reasons": list(reasons),
+            "answer": answer[:_MAX_ANSWER_KEPT],
         }
         self._broken[state.shard].append(item | ({"call": state.num_calls} if state.num_calls > 1 else {}))
 
     def _settle(
         self, state: _State, outcome: str, reasons: Sequence[str], rows: Sequence[Mapping[str, Any]] = ()
     ) -> None:
-        """Puts the rows together: those of the conversation if it went well, else one with what is known."""
+        """Puts the rows together: those of the conversation if it went well, else one with what is known; or begins
+        anew.
+        """
         key, names = state.asked.key, self._asking.schema.names
         of_all = {self._asking.key: key, **state.asked.known}
         what_became = {
             "outcome": outcome,
             "reason": "; ".join(reasons) or None,
-            "attempts": state.most_attempts,
+            "attempts": state.attempts_before + state.most_attempts,
             "finish_reason": state.finish_reason,
             "prompt_tokens": state.prompt_tokens,
             "completion_tokens": state.completion_tokens,
@@ -257,10 +329,11 @@ class Work:
         }
         own = rows if outcome == "ok" else [{name: state.fields[name] for name in names if name in state.fields}]
         self._states.pop(key)
+        if self._is_asked_again(what_became, state.retry + 1):
+            self._begin(state.shard, state.asked, state.retry + 1, what_became["attempts"])
+            return
         self._rows[state.shard][key] = [dict.fromkeys(names) | row | of_all | what_became for row in own]
-        self._outcomes[outcome] += 1
-        self._reasons.update(reasons)
-        self._num_unfit += bool(reasons) and self._asking.unfit.issuperset(reasons)
+        self._count(outcome, reasons)
         num_done, unit = self._outcomes.total(), self._asking.unit
         share = self._outcomes["ok"] / num_done
         self._context.progress(self._num_before + num_done, len(self._asking.keys), f"{unit}s", ok=share)
@@ -270,16 +343,21 @@ class Work:
         if len(self._rows[state.shard]) == len(self._shards[state.shard]):
             self._commit(state.shard)
 
+    def _count(self, outcome: str, reasons: Sequence[str]) -> None:
+        self._outcomes[outcome] += 1
+        self._reasons.update(reasons)
+        self._num_unfit += bool(reasons) and self._asking.unfit.issuperset(reasons)
+
     def _commit(self, shard: str) -> None:
         """The table of good rows goes last: where it is, the shard is done."""
         found = self._rows.pop(shard)
         rows = [row for key in self._shards[shard] for row in found[key]]
         schema, key = self._asking.schema, self._asking.key
-        out, name = self._context.out, pathlib.PurePosixPath(shard).name
+        out = self._context.out
         broken = sorted(self._broken.pop(shard), key=lambda item: (item[key], item.get("call", 1), item["attempt"]))
-        out.write_json(f"rules/{name.removesuffix('.parquet')}.json", broken)
+        out.write_json(broken_name(shard), broken)
         if bad := [row for row in rows if row["outcome"] != "ok"]:
-            out.write_table(f"dead_letters/{name}", pa.Table.from_pylist(bad, schema))
+            out.write_table(dead_letters_name(shard), pa.Table.from_pylist(bad, schema))
         good = [row for row in rows if row["outcome"] == "ok"]
         out.write_table(shard, pa.Table.from_pylist(good, schema))
         num_done = self._num_before + self._outcomes.total()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import collections
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cluster.dag import Context
 from cluster.errors import UserError
+from stages.caption.rule import Rule
 
 if TYPE_CHECKING:
     from stages.caption.asking import Asking
 
 _NUM_EXAMPLES = 3
+_NUM_WORDS = 100
 
 
 def check_error_rate(
@@ -29,23 +31,50 @@ def check_error_rate(
         )
 
 
+def dead_letters_name(shard: str) -> str:
+    """The table of the rows of a shard that came to nothing; it is there if there are any."""
+    return f"dead_letters/{pathlib.PurePosixPath(shard).name}"
+
+
+def broken_name(shard: str) -> str:
+    """The file of a shard's answers that broke rules."""
+    return f"rules/{pathlib.PurePosixPath(shard).stem}.json"
+
+
+def count_rules(rules: Iterable[Rule], broken: Iterable[Mapping[str, Any]], key: str) -> dict[str, dict[str, Any]]:
+    """How often each rule was broken, {name: meaning, count, by_attempt, words, examples}; 0 where it never was.
+
+    by_attempt: attempt 0 is before a model was asked. words: of reasons `NAME:WORD`, how often each was it.
+    """
+    found = {
+        str(rule): {"meaning": rule.meaning, "count": 0, "by_attempt": {}, "words": {}, "examples": []}
+        for rule in rules
+    }
+    for item in broken:
+        for reason in item["reasons"]:
+            name, _, word = reason.partition(":")
+            rule = found.setdefault(name, {"meaning": "", "count": 0, "by_attempt": {}, "words": {}, "examples": []})
+            rule["count"] += 1
+            rule["by_attempt"][str(item["attempt"])] = rule["by_attempt"].get(str(item["attempt"]), 0) + 1
+            word = word.strip()
+            if word and (word in rule["words"] or len(rule["words"]) < _NUM_WORDS):
+                rule["words"][word] = rule["words"].get(word, 0) + 1
+            if len(rule["examples"]) < _NUM_EXAMPLES:
+                rule["examples"].append({name: item[name] for name in (key, "attempt", "answer")})
+    return found
+
+
 def write_report(asking: Asking, shards: Sequence[str], error_rate_limit: float, context: Context) -> None:
     """Sums up all shards, those of an earlier attempt too: `rules.json`, figures, and the gate once more."""
     tally = [asking.tally] if asking.tally else []
     rows: list[dict[str, Any]] = []
-    rules: dict[str, dict[str, Any]] = {}
     for shard in shards:
-        name = pathlib.PurePosixPath(shard).name
-        for table in (shard, f"dead_letters/{name}"):
+        for table in (shard, dead_letters_name(shard)):
             if context.out.exists(table):
                 columns = [asking.key, "outcome", "reason", "attempts", *tally]
                 rows += context.out.read_table(table, columns).to_pylist()
-        for item in context.out.read_json(f"rules/{name.removesuffix('.parquet')}.json"):
-            for reason in item["reasons"]:
-                rule = rules.setdefault(reason, {"count": 0, "examples": []})
-                rule["count"] += 1
-                if len(rule["examples"]) < _NUM_EXAMPLES:
-                    rule["examples"].append({key: item[key] for key in (asking.key, "attempt", "answer")})
+    broken = (item for shard in shards for item in context.out.read_json(broken_name(shard)))
+    rules = count_rules(asking.all_rules, broken, asking.key)
     num_good = sum(row["outcome"] == "ok" for row in rows)
     asked = list({row[asking.key]: row for row in rows}.values())  # what was asked about, each once
     outcomes = collections.Counter(row["outcome"] for row in asked)
@@ -59,7 +88,7 @@ def write_report(asking: Asking, shards: Sequence[str], error_rate_limit: float,
         "outcomes": dict(sorted(outcomes.items())),
         "ok_at_first_attempt": num_first / len(asked),
         f"attempts_per_{asking.unit}": sum(row["attempts"] for row in asked) / len(asked),
-        "rules_broken": {name: rule["count"] for name, rule in sorted(rules.items())},
+        "rules_broken": {name: rule["count"] for name, rule in sorted(rules.items()) if rule["count"]},
     }
     for name in tally:
         counts = collections.Counter(row[name] for row in rows if row["outcome"] == "ok")

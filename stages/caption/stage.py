@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from pydantic import Field, field_validator
 from cluster.artifacts import Artifact
 from cluster.dag import Context
 from cluster.errors import UserError
+from stages.caption.answers import field_rules
 from stages.caption.asking import (
     Asked,
     Asking,
@@ -23,7 +25,7 @@ from stages.caption.asking import (
     with_outcome,
 )
 from stages.caption.edits import prompt
-from stages.caption.edits.rules import check, find_object
+from stages.caption.edits.rules import EditRule, check, find_object
 from stages.caption.offers import offer_types, shard_seed
 from stages.caption.rows import StoredRows
 
@@ -73,6 +75,11 @@ def caption_images(inputs: Mapping[str, Artifact], config: CaptionConfig, contex
         UserError: there are no samples, the model can't be loaded, or more than `error_rate_limit` of the
             images have no tuple.
     """
+    ask(ask_captions(inputs, config, context), config, context)
+
+
+def ask_captions(inputs: Mapping[str, Artifact], config: CaptionConfig, context: Context) -> Asking:
+    """What `caption_images` asks."""
     samples = read_samples(inputs["ingest"], context)
 
     def rows(keys: Sequence[str]) -> Iterator[Asked]:
@@ -82,13 +89,13 @@ def caption_images(inputs: Mapping[str, Artifact], config: CaptionConfig, contex
         )
         for key, (offered, styles) in zip(keys, offers, strict=True):
             image = samples.read(key)["image"]
-            yield Asked(key, _conversation(image, offered, styles or config.target_styles))
+            begin = functools.partial(_conversation, image, offered, styles or config.target_styles)
+            yield Asked(key, begin)
 
-    asking = Asking(
+    return Asking(
         key="sample_id", keys=samples.keys, rows=rows, table="tuples", unit="image", schema=TUPLES_SCHEMA,
-        prompt_hash=prompt.prompt_hash(), tally="edit_type",
+        prompt_hash=prompt.prompt_hash(), rules=((), (*field_rules(str), *EditRule)), tally="edit_type",
     )  # fmt: skip
-    ask(asking, config, context)
 
 
 def read_samples(ingest: Artifact, context: Context) -> StoredRows:

@@ -99,10 +99,10 @@ def gallery(data: ReportData) -> str:
     star = star_method(data)
     methods = ordered_methods(data, by_value=False)
     edit_types = sorted({item.edit_type for item in data.gallery})
-    filters = _filter("type", "edit type", [("", "All edits"), *((t, t) for t in edit_types)])
+    filters = filter_buttons("type", "edit type", [("", "All edits"), *((t, t) for t in edit_types)])
     if star and any(_is_right(item.edits[star][1]) is not None for item in data.gallery if star in item.edits):
         label = words.method(star).label
-        filters += _filter(
+        filters += filter_buttons(
             "right", "result", [("", "Right or not"), ("yes", f"{label} right"), ("no", f"{label} not right")]
         )
     items = "".join(_item(item, methods, star) for item in data.gallery)
@@ -115,7 +115,8 @@ def gallery(data: ReportData) -> str:
     )
 
 
-def _filter(name: str, label: str, options: list[tuple[str, str]]) -> str:
+def filter_buttons(name: str, label: str, options: list[tuple[str, str]]) -> str:
+    """Buttons (value, text), one of them pressed, for the items whose `data-NAME` is the value; "" is for all."""
     buttons = "".join(
         f'<button type="button" data-filter="{name}" data-value="{escape(value)}" '
         f'aria-pressed="{"false" if value else "true"}">{escape(text)}</button>'

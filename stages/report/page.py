@@ -1,17 +1,12 @@
-"""The page: its order and its frame. Everything is inline, and a content policy forbids every outside
-request.
-"""
+"""The page: what stands on it, in its order."""
 
 from __future__ import annotations
-
-import pathlib
 
 from stages.report import charts, gallery, results
 from stages.report.charts import escape
 from stages.report.data import Curve, ReportData
+from stages.report.frame import framed
 
-FOLDER = pathlib.Path(__file__).parent
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 QUALITY_CURVES = ("whole_scene_right", "edit_success", "preservation")
 MAX_MAIN_CURVES = 6
 
@@ -31,16 +26,7 @@ def render_page(data: ReportData, title: str) -> str:
         problems(data),
         footer(data),
     ]
-    css = (FOLDER / "page.css").read_text(encoding="utf-8")
-    script = (FOLDER / "page.js").read_text(encoding="utf-8")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(section for section in sections if section)
-        + f"\n</main>\n<script>\n{script}</script>\n</body>\n</html>\n"
-    )
+    return framed(title, sections)
 
 
 def hero(data: ReportData, title: str) -> str:

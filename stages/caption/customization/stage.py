@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ from cluster.artifacts import Artifact
 from cluster.dag import Context
 from cluster.errors import UserError
 from cluster.folder import Folder
-from stages.caption.answers import read_fields
+from stages.caption.answers import ReadingRule, field_rules, read_fields
 from stages.caption.asking import (
     Asked,
     Asking,
@@ -24,7 +25,7 @@ from stages.caption.asking import (
     with_outcome,
 )
 from stages.caption.customization import prompt
-from stages.caption.customization.rules import NOT_UNIQUE, check_object, check_settings, plain_name
+from stages.caption.customization.rules import ObjectRule, SettingRule, check_object, check_settings, plain_name
 from stages.caption.stage import read_samples
 
 EDIT_TYPE = "customization"
@@ -85,18 +86,25 @@ def customize_images(inputs: Mapping[str, Artifact], config: CustomizeConfig, co
         UserError: there are no samples, the example or the model can't be loaded, or more than `error_rate_limit` of
             the pictures came to nothing though they may be fit.
     """
+    ask(ask_settings(inputs, config, context), config, context)
+
+
+def ask_settings(inputs: Mapping[str, Artifact], config: CustomizeConfig, context: Context) -> Asking:
+    """What `customize_images` asks."""
     samples = read_samples(inputs["ingest"], context)
     example = _read_example(config.example) if config.example else None
 
     def rows(keys: Sequence[str]) -> Iterator[Asked]:
         for key in keys:
-            yield Asked(key, _conversation(samples.read(key)["image"], example, config), {"edit_type": EDIT_TYPE})
+            begin = functools.partial(_conversation, samples.read(key)["image"], example, config)
+            yield Asked(key, begin, {"edit_type": EDIT_TYPE})
 
-    asking = Asking(
+    return Asking(
         key="sample_id", keys=samples.keys, rows=rows, table="tuples", unit="image", schema=CUSTOMIZATION_SCHEMA,
-        prompt_hash=prompt.prompt_hash(), unfit=frozenset({NOT_UNIQUE}),
+        prompt_hash=prompt.prompt_hash(),
+        rules=((), (*field_rules(str, bool), *ObjectRule), (*field_rules(list), ReadingRule.NOT_TEXT, *SettingRule)),
+        unfit=frozenset({ObjectRule.NOT_UNIQUE}),
     )  # fmt: skip
-    ask(asking, config, context)
 
 
 def _read_example(path: str) -> bytes:

@@ -91,9 +91,6 @@ def build_chat(
 
 
 def parse(text: str) -> dict[str, str] | str:
-    """The five fields of an answer, or the reason why there are none.
-
-    Reasons: `no_json`, `missing_field:NAME`, `extra_field:NAME`, `not_text:NAME`, `empty_field:NAME`.
-    """
+    """The five fields of an answer, or the reason why there are none (`answers.field_rules`)."""
     row = read_fields(text, dict.fromkeys(FIELDS, str))
     return row if isinstance(row, str) else row | {"edit_type": row["edit_type"].lower()}

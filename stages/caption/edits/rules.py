@@ -13,7 +13,9 @@ import collections
 import re
 from collections.abc import Mapping, Sequence
 
+from stages.caption.answers import ReadingRule
 from stages.caption.edits.prompt import FIELDS, MAX_CAPTION_LENGTH, MAX_INSTRUCTION_LENGTH
+from stages.caption.rule import Rule
 from stages.caption.words import FUNCTION_WORDS, words
 
 MIN_WORDS = 2
@@ -40,6 +42,60 @@ _DETERMINER = re.compile(r"^(?:the|a|an|one|some|its|his|her|their|this|that|all
 _FREE_WORDS = FUNCTION_WORDS.union(
     "photo photograph picture image view scene painting drawing illustration rendering shot style".split()
 )
+
+
+class EditRule(Rule):
+    """What an edit tuple must keep."""
+
+    EDIT_TYPE_NOT_OFFERED = "edit_type_not_offered", "The edit type is one of those that were offered."
+    CAPTIONS_EQUAL = "captions_equal", "The two captions differ."
+    INSTRUCTIONS_EQUAL = "instructions_equal", "The two instructions differ."
+    TOO_LONG = (
+        "too_long",
+        f"No caption and no instruction is over {MAX_CAPTION_LENGTH} and {MAX_INSTRUCTION_LENGTH} characters.",
+    )
+    TOO_SHORT = "too_short", f"Captions and instructions have {MIN_WORDS} words or more."
+    TARGET_TELLS_OF_THE_EDIT = (
+        "target_tells_of_the_edit",
+        "The target's caption describes the final picture: no 'now', 'changed to', 'without'.",
+    )
+    REVERSE_NOT_SELF_CONTAINED = (
+        "reverse_not_self_contained",
+        "The reverse instruction says the change itself: no 'restore', 'undo', 'original'.",
+    )
+    OBJECT_NOT_FOUND = "object_not_found", "Remove, add, replace: the instruction names an object."
+    ADDED_OBJECT_NOT_IN_TARGET = (
+        "added_object_not_in_target",
+        "Add: the target's caption has the object oftener than the source's.",
+    )
+    OBJECT_NOT_IN_SOURCE = "object_not_in_source", "Remove, replace: the source's caption names the object."
+    OLD_OBJECT_IN_TARGET = (
+        "old_object_in_target",
+        "Remove, replace: the target's caption has the object less often than the source's.",
+    )
+    OBJECT_AMBIGUOUS = "object_ambiguous", "Remove, replace: the source's caption names no second object like it."
+    REVERSE_NAMES_ANOTHER_OBJECT = (
+        "reverse_names_another_object",
+        "Remove, add, replace: the reverse instruction is about the same object.",
+    )
+    REVERSE_AMBIGUOUS = (
+        "reverse_ambiguous",
+        "Add, replace: the target's caption names no second object like the one to go back from.",
+    )
+    TARGET_HAS_TWINS = "target_has_twins", "Color, material, replace: no object gets the name that another one has."
+    TARGET_HAS_UNEXPLAINED_WORDS = (
+        "target_has_unexplained_words",
+        "What the target's caption has more, the instruction says.",
+    )
+    SOURCE_WORDS_LOST = "source_words_lost", "What the source's caption has more, the reverse instruction says."
+    INSTRUCTION_DOES_NOT_LEAD_TO_TARGET = (
+        "instruction_does_not_lead_to_target",
+        "The instruction has a word of what is new in the target's caption.",
+    )
+    REVERSE_DOES_NOT_LEAD_TO_SOURCE = (
+        "reverse_does_not_lead_to_source",
+        "The reverse instruction has a word of what only the source's caption has.",
+    )
 
 
 def find_object(edit_type: str, instruction: str) -> str:
@@ -105,58 +161,58 @@ def _object_reasons(row: Mapping[str, str]) -> list[str]:
     edit_type, source, target = row["edit_type"], row["src_caption"], row["tgt_caption"]
     name = find_object(edit_type, row["instruction"])
     if not words(name):
-        return ["object_not_found"]
+        return [EditRule.OBJECT_NOT_FOUND]
     reasons = []
     if edit_type == "add":
         if not _names_more(name, target, source):
-            reasons.append("added_object_not_in_target")
+            reasons.append(EditRule.ADDED_OBJECT_NOT_IN_TARGET)
     elif not _knows(name, source):
-        reasons.append("object_not_in_source")
+        reasons.append(EditRule.OBJECT_NOT_IN_SOURCE)
     elif not _names_more(name, source, target):
-        reasons.append("old_object_in_target")
+        reasons.append(EditRule.OLD_OBJECT_IN_TARGET)
     elif _count(name, source) > 1:
-        reasons.append("object_ambiguous")
+        reasons.append(EditRule.OBJECT_AMBIGUOUS)
     inverse = find_object(INVERSE_TYPES[edit_type], row["reverse_instruction"])
     if not _knows(inverse, source if edit_type == "remove" else target):
-        reasons.append("reverse_names_another_object")
+        reasons.append(EditRule.REVERSE_NAMES_ANOTHER_OBJECT)
     elif edit_type != "remove" and _count(inverse, target) > 1:
-        reasons.append("reverse_ambiguous")
+        reasons.append(EditRule.REVERSE_AMBIGUOUS)
     return reasons
 
 
 def check(row: Mapping[str, str], offered_types: Sequence[str]) -> list[str]:
-    """The names of the rules that a row of the five fields breaks; an empty list for a good row."""
-    if empty := [f"empty_field:{name}" for name in FIELDS if not str(row.get(name) or "").strip()]:
+    """The rules that a row of the five fields breaks; an empty list for a good row."""
+    if empty := [f"{ReadingRule.EMPTY_FIELD}:{name}" for name in FIELDS if not str(row.get(name) or "").strip()]:
         return empty
     reasons = []
     if row["edit_type"] not in offered_types:
-        reasons.append("edit_type_not_offered")
+        reasons.append(EditRule.EDIT_TYPE_NOT_OFFERED)
     source, target = row["src_caption"], row["tgt_caption"]
     forward, reverse = row["instruction"], row["reverse_instruction"]
     if words(source) == words(target):
-        reasons.append("captions_equal")
+        reasons.append(EditRule.CAPTIONS_EQUAL)
     if words(forward) == words(reverse):
-        reasons.append("instructions_equal")
+        reasons.append(EditRule.INSTRUCTIONS_EQUAL)
     if max(len(source), len(target)) > MAX_CAPTION_LENGTH or max(len(forward), len(reverse)) > MAX_INSTRUCTION_LENGTH:
-        reasons.append("too_long")
+        reasons.append(EditRule.TOO_LONG)
     if min(len(words(row[name])) for name in FIELDS[1:]) < MIN_WORDS:
-        reasons.append("too_short")
+        reasons.append(EditRule.TOO_SHORT)
     if _TARGET_FORBIDDEN.search(target):
-        reasons.append("target_tells_of_the_edit")
+        reasons.append(EditRule.TARGET_TELLS_OF_THE_EDIT)
     if _REVERSE_FORBIDDEN.search(reverse):
-        reasons.append("reverse_not_self_contained")
+        reasons.append(EditRule.REVERSE_NOT_SELF_CONTAINED)
     if row["edit_type"] in INVERSE_TYPES:
         reasons += _object_reasons(row)
     if row["edit_type"] in ("color", "material", "replace") and _makes_a_twin(row):
-        reasons.append("target_has_twins")
+        reasons.append(EditRule.TARGET_HAS_TWINS)
     if _unexplained(target, source, forward) > _room(target):
-        reasons.append("target_has_unexplained_words")
+        reasons.append(EditRule.TARGET_HAS_UNEXPLAINED_WORDS)
     if _unexplained(source, target, reverse) > _room(source):
-        reasons.append("source_words_lost")
+        reasons.append(EditRule.SOURCE_WORDS_LOST)
     new = set(words(target)) - set(words(source)) - _FREE_WORDS
     if new and not new & set(words(forward)):
-        reasons.append("instruction_does_not_lead_to_target")
+        reasons.append(EditRule.INSTRUCTION_DOES_NOT_LEAD_TO_TARGET)
     old = set(words(source)) - set(words(target)) - _FREE_WORDS
     if old and not old & set(words(reverse)):
-        reasons.append("reverse_does_not_lead_to_source")
+        reasons.append(EditRule.REVERSE_DOES_NOT_LEAD_TO_SOURCE)
     return reasons

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from stages.caption.rule import Rule
 from stages.caption.words import alike, content_words, count_missing, has_run, words
 
 MIN_WORDS = 2
@@ -31,38 +32,60 @@ _ASIDE = re.compile(
 )
 
 
-def check_process(caption: str, instruction: str) -> list[str]:
-    """The names of the rules that the caption of a process breaks; an empty list for a good one.
+class ProcessRule(Rule):
+    """What the caption of a process must keep, before and after it is polished."""
 
-    `instruction_copied`, `change_not_named` (no word that the instruction is about appears), `tells_of_the_request`
-    (unless the instruction has the word itself: a picture's frame can be gilded), `too_short`, `too_long`.
-    """
+    INSTRUCTION_COPIED = "instruction_copied", "The instruction doesn't stand in the caption word for word."
+    CHANGE_NOT_NAMED = "change_not_named", "The caption has a word of what the instruction is about."
+    TELLS_OF_THE_REQUEST = (
+        "tells_of_the_request",
+        "Nothing is said of pictures, frames or instructions, unless the instruction has the word.",
+    )
+    TOO_SHORT = "too_short", f"The caption has {MIN_WORDS} words or more."
+    TOO_LONG = "too_long", f"The caption has {MAX_LENGTH} characters or fewer."
+
+
+class PolishRule(Rule):
+    """What polishing must keep besides."""
+
+    POLISH_LOST_WORDS = (
+        "polish_lost_words",
+        f"Polishing loses no more than one content word in {WORDS_PER_POLISHED_WORD}, always one.",
+    )
+    POLISH_ADDED_WORDS = (
+        "polish_added_words",
+        f"Polishing adds no more than one content word in {WORDS_PER_POLISHED_WORD}, always one.",
+    )
+
+
+def check_process(caption: str, instruction: str) -> list[str]:
+    """The rules that the caption of a process breaks; an empty list for a good one."""
     reasons = []
     if has_run(words(instruction), words(caption)):
-        reasons.append("instruction_copied")
+        reasons.append(ProcessRule.INSTRUCTION_COPIED)
     told = content_words(caption)
     about = content_words(instruction, _ORDERS)
     if about and not any(alike(wanted, word) for wanted in about for word in told):
-        reasons.append("change_not_named")
-    said = set(words(instruction))
+        reasons.append(ProcessRule.CHANGE_NOT_NAMED)
+    said = set(words(instruction))  # a picture's frame can be gilded
     if any(not said.issuperset(words(match[0])) for match in _ASIDE.finditer(caption)):
-        reasons.append("tells_of_the_request")
+        reasons.append(ProcessRule.TELLS_OF_THE_REQUEST)
     return reasons + _length_reasons(caption)
 
 
 def check_polish(polished: str, caption: str, instruction: str) -> list[str]:
-    """The same for a polished caption, with `polish_lost_words` and `polish_added_words`."""
+    """The same for a polished caption, with PolishRule."""
     before, after = content_words(caption, _MANNER), content_words(polished, _MANNER)
     room = max(1, len(before) // WORDS_PER_POLISHED_WORD)
     reasons = check_process(polished, instruction)
     if count_missing(before, after) > room:
-        reasons.append("polish_lost_words")
+        reasons.append(PolishRule.POLISH_LOST_WORDS)
     if count_missing(after, before) > room:
-        reasons.append("polish_added_words")
+        reasons.append(PolishRule.POLISH_ADDED_WORDS)
     return reasons
 
 
 def _length_reasons(caption: str) -> list[str]:
     if len(words(caption)) < MIN_WORDS:
-        return ["too_short"]
-    return ["too_long"] if len(caption) > MAX_LENGTH else []
+        return [ProcessRule.TOO_SHORT]
+    return [ProcessRule.TOO_LONG] if len(caption) > MAX_LENGTH else []

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from pydantic import Field
 from cluster.artifacts import Artifact
 from cluster.dag import Context
 from cluster.errors import UserError
-from stages.caption.answers import read_fields
+from stages.caption.answers import ReadingRule, field_rules, read_fields
 from stages.caption.asking import (
     Asked,
     Asking,
@@ -27,8 +28,9 @@ from stages.caption.asking import (
     with_outcome,
 )
 from stages.caption.evolution import prompt
-from stages.caption.evolution.rules import check_polish, check_process
+from stages.caption.evolution.rules import PolishRule, ProcessRule, check_polish, check_process
 from stages.caption.rows import StoredRows
+from stages.caption.rule import Rule
 
 EVOLUTION_SCHEMA = with_outcome(
     [
@@ -39,6 +41,13 @@ EVOLUTION_SCHEMA = with_outcome(
     ]
 )
 COLUMNS = ("edit_type", "instruction", "source_image", "target_image")
+
+
+class PairRule(Rule):
+    """What a pair must have before it is asked about."""
+
+    EMPTY_FIELD = "empty_field", ReadingRule.EMPTY_FIELD.meaning
+    UNKNOWN_EDIT_TYPE = "unknown_edit_type", "The pair's edit type is one that the prompt knows."
 
 
 class EvolveConfig(AskingConfig):
@@ -66,6 +75,11 @@ def evolve_captions(inputs: Mapping[str, Artifact], config: EvolveConfig, contex
         UserError: there is no pair, the model can't be loaded, or more than `error_rate_limit` of the pairs have no
             caption (one with an edit type that the prompt doesn't know has none).
     """
+    ask(ask_evolutions(inputs, config, context), config, context)
+
+
+def ask_evolutions(inputs: Mapping[str, Artifact], config: EvolveConfig, context: Context) -> Asking:
+    """What `evolve_captions` asks."""
     folder = inputs["pairs"].folder
     pairs = StoredRows(folder, "pair_id", COLUMNS)
     if not pairs.keys:
@@ -76,21 +90,22 @@ def evolve_captions(inputs: Mapping[str, Artifact], config: EvolveConfig, contex
         for key in keys:
             pair = pairs.read(key)
             known = {name: pair[name] for name in ("edit_type", "instruction")}
-            yield Asked(key, _conversation(pair, config), known)
+            yield Asked(key, functools.partial(_conversation, pair, config), known)
 
-    asking = Asking(
+    process = (*field_rules(str), *ProcessRule)
+    return Asking(
         key="pair_id", keys=pairs.keys, rows=rows, table="captions", unit="pair", schema=EVOLUTION_SCHEMA,
         prompt_hash=prompt.prompt_hash(), tally="edit_type",
+        rules=(PairRule, process, *([(*process, *PolishRule)] if config.polish else [])),
     )  # fmt: skip
-    ask(asking, config, context)
 
 
 def _conversation(pair: Mapping[str, Any], config: EvolveConfig) -> Conversation:
     instruction = (pair["instruction"] or "").strip()
     if not instruction:
-        raise Dropped("failed", "empty_field:instruction")
+        raise Dropped("failed", f"{PairRule.EMPTY_FIELD}:instruction")
     if pair["edit_type"] not in prompt.edit_types():
-        raise Dropped("failed", f"unknown_edit_type:{pair['edit_type']}")
+        raise Dropped("failed", f"{PairRule.UNKNOWN_EDIT_TYPE}:{pair['edit_type']}")
 
     def read_process(text: str) -> Reading:
         fields = _read(text)

@@ -4,6 +4,7 @@ clips and an editor learns to turn one into another (ByG, appendix D.2).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ from cluster.artifacts import Artifact
 from cluster.config import StageConfig
 from cluster.dag import Context
 from cluster.errors import UserError
-from stages.caption.answers import read_fields
+from stages.caption.answers import ReadingRule, field_rules, read_fields
 from stages.caption.asking import (
     Asked,
     Asking,
@@ -30,7 +31,7 @@ from stages.caption.asking import (
 from stages.caption.offers import shard_seed
 from stages.caption.rows import StoredRows
 from stages.caption.video import prompt
-from stages.caption.video.rules import check_clean
+from stages.caption.video.rules import CleanRule, check_clean
 
 PROMPTS_SCHEMA = with_outcome(
     [
@@ -110,6 +111,11 @@ def write_video_prompts(inputs: Mapping[str, Artifact], config: VideoPromptsConf
         UserError: there is no caption, the model can't be loaded, or more than `error_rate_limit` of the captions
             can't be cleaned.
     """
+    ask(ask_clean_captions(inputs, config, context), config, context)
+
+
+def ask_clean_captions(inputs: Mapping[str, Artifact], config: VideoPromptsConfig, context: Context) -> Asking:
+    """What `write_video_prompts` asks."""
     folder = inputs["video_captions"].folder
     captions = StoredRows(folder, "caption_id", ("caption",))
     if not captions.keys:
@@ -119,18 +125,19 @@ def write_video_prompts(inputs: Mapping[str, Artifact], config: VideoPromptsConf
     def rows(keys: Sequence[str]) -> Iterator[Asked]:
         drawn = draw_styles(len(keys), list(config.styles), shard_seed(config.seed, keys))
         for key, (style, other) in zip(keys, drawn, strict=True):
-            yield Asked(key, _conversation(captions.read(key)["caption"], style, other, config), {"style": style})
+            begin = functools.partial(_conversation, captions.read(key)["caption"], style, other, config)
+            yield Asked(key, begin, {"style": style})
 
-    asking = Asking(
+    return Asking(
         key="caption_id", keys=captions.keys, rows=rows, table="prompts", unit="caption", schema=PROMPTS_SCHEMA,
         prompt_hash=prompt.prompt_hash(), tally="style",
+        rules=((ReadingRule.EMPTY_FIELD,), (*field_rules(str), *CleanRule)),
     )  # fmt: skip
-    ask(asking, config, context)
 
 
 def _conversation(caption: str | None, style: str, other: str, config: VideoPromptsConfig) -> Conversation:
     if not (caption or "").strip():
-        raise Dropped("failed", "empty_field:caption")
+        raise Dropped("failed", f"{ReadingRule.EMPTY_FIELD}:caption")
 
     def read(text: str) -> Reading:
         fields = read_fields(text, dict.fromkeys(prompt.FIELDS, str))

@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from stages.caption.rule import Rule
 from stages.caption.words import content_words, words
 
 MIN_WORDS = 2
@@ -29,20 +30,29 @@ _SOMETIMES_STYLE = frozenset(
 _BLACK_AND_WHITE = re.compile(r"\bblack[ -](?:and|&)[ -]white\b", re.IGNORECASE)
 
 
+class CleanRule(Rule):
+    """What a caption without its style must keep."""
+
+    STYLE_LEFT = "style_left", "No word that tells of a style is left, nor one of the configured styles' names."
+    WORDS_LOST = "words_lost", "All other content words are there in their order; a long caption has some room."
+    WORDS_ADDED = "words_added", "No other content word is new; a long caption has some room."
+    TOO_SHORT = "too_short", f"The caption has {MIN_WORDS} words or more."
+    TOO_LONG = "too_long", f"The caption has {MAX_LENGTH} characters or fewer."
+
+
 def _parts(text: str) -> list[str]:
     """The words of a text, those with a hyphen in parts too: "photo-realistic" is also "photo" and "realistic"."""
     return [part for word in words(text) for part in dict.fromkeys([word, *word.split("-")])]
 
 
 def check_clean(clean: str, caption: str, style_names: Iterable[str]) -> list[str]:
-    """The names of the rules that a cleaned caption breaks; an empty list for a good one.
+    """The rules that a cleaned caption breaks; an empty list for a good one.
 
-    `style_left:WORD` (of STYLE_WORDS, or of the names of the configured styles), `words_lost` beyond style words,
-    `words_added`, a word at another place being lost and added, `too_short`, `too_long`.
+    Style words are STYLE_WORDS and those of the configured styles' names; a word at another place is lost and added.
     """
     style_words = STYLE_WORDS.union(*map(content_words, style_names))
     caption, clean = (_BLACK_AND_WHITE.sub("monochrome", text) for text in (caption, clean))
-    reasons = [f"style_left:{word}" for word in dict.fromkeys(_parts(clean)) if word in style_words]
+    reasons = [f"{CleanRule.STYLE_LEFT}:{word}" for word in dict.fromkeys(_parts(clean)) if word in style_words]
     free = style_words | _SOMETIMES_STYLE
     before, after = (
         [word for word in content_words(text, free) if not style_words.intersection(word.split("-"))]
@@ -52,11 +62,11 @@ def check_clean(clean: str, caption: str, style_names: Iterable[str]) -> list[st
     blocks = difflib.SequenceMatcher(None, before, after, autojunk=False).get_matching_blocks()
     num_kept = sum(block.size for block in blocks)  # in their order: a swap of two colors is no small thing
     if len(before) - num_kept > room:
-        reasons.append("words_lost")
+        reasons.append(CleanRule.WORDS_LOST)
     if len(after) - num_kept > room:
-        reasons.append("words_added")
+        reasons.append(CleanRule.WORDS_ADDED)
     if len(words(clean)) < MIN_WORDS:
-        reasons.append("too_short")
+        reasons.append(CleanRule.TOO_SHORT)
     if len(clean) > MAX_LENGTH:
-        reasons.append("too_long")
+        reasons.append(CleanRule.TOO_LONG)
     return reasons

@@ -6,6 +6,7 @@ The paper's authors looked at every clip; here a vision-language model does, and
 from __future__ import annotations
 
 import csv
+import functools
 import io
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -17,7 +18,7 @@ from cluster.dag import Context
 from cluster.errors import UserError
 from cluster.folder import Folder
 from cluster.vllm import EngineSettings
-from stages.caption.answers import read_yes_or_no
+from stages.caption.answers import ReadingRule, read_yes_or_no
 from stages.caption.asking import (
     Asked,
     Asking,
@@ -31,12 +32,20 @@ from stages.caption.asking import (
     with_outcome,
 )
 from stages.caption.rows import StoredRows
+from stages.caption.rule import Rule
 from stages.caption.video import prompt
 from stages.caption.video.clips import even_frames
 
 VERIFIED_SCHEMA = with_outcome([("caption_id", pa.string()), ("style", pa.string()), ("decided_by", pa.string())])
-NOT_SEEN, REFUSED = "style_not_seen", "dropped_by_person"
 _WORDS = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+
+
+class ClipRule(Rule):
+    """What a clip must keep."""
+
+    CLIP = "clip", "The clip can be decoded, and it isn't too large."
+    DROPPED_BY_PERSON = "dropped_by_person", "No person has said that the clip is to go."
+    STYLE_NOT_SEEN = "style_not_seen", "The model sees the style that was meant."
 
 
 class VerifyClipsConfig(AskingConfig):
@@ -74,6 +83,11 @@ def verify_clips(inputs: Mapping[str, Artifact], config: VerifyClipsConfig, cont
         UserError: there is no clip, `overrides` can't be read or names a clip that isn't there, the model can't be
             loaded, or more than `error_rate_limit` of the clips can't be judged.
     """
+    ask(ask_about_clips(inputs, config, context), config, context)
+
+
+def ask_about_clips(inputs: Mapping[str, Artifact], config: VerifyClipsConfig, context: Context) -> Asking:
+    """What `verify_clips` asks."""
     folder = inputs["clips"].folder
     clips = StoredRows(folder, "caption_id", ("clip", "style"))
     if not clips.keys:
@@ -85,24 +99,25 @@ def verify_clips(inputs: Mapping[str, Artifact], config: VerifyClipsConfig, cont
         for key in keys:
             clip = clips.read(key)
             decided_by = "person" if key in decisions else "model"
-            conversation = _conversation(clip["clip"], clip["style"], decisions.get(key), config.num_frames)
-            yield Asked(key, conversation, {"style": clip["style"], "decided_by": decided_by})
+            begin = functools.partial(_conversation, clip["clip"], clip["style"], decisions.get(key), config.num_frames)
+            yield Asked(key, begin, {"style": clip["style"], "decided_by": decided_by})
 
-    asking = Asking(
+    return Asking(
         key="caption_id", keys=clips.keys, rows=rows, table="verified", unit="clip", schema=VERIFIED_SCHEMA,
-        prompt_hash=prompt.prompt_hash(), unfit=frozenset({NOT_SEEN, REFUSED}), tally="style",
+        prompt_hash=prompt.prompt_hash(),
+        rules=((ClipRule.CLIP, ClipRule.DROPPED_BY_PERSON), (ReadingRule.NEITHER_YES_NOR_NO, ClipRule.STYLE_NOT_SEEN)),
+        unfit=frozenset({ClipRule.STYLE_NOT_SEEN, ClipRule.DROPPED_BY_PERSON}), tally="style",
     )  # fmt: skip
-    ask(asking, config, context)
 
 
 def _conversation(clip: bytes | None, style: str, decision: bool | None, num_frames: int) -> Conversation:
     if decision is False:
-        raise Dropped("filtered", REFUSED)
+        raise Dropped("filtered", ClipRule.DROPPED_BY_PERSON)
     if decision is None:
         try:
             frames = even_frames(clip, num_frames)
         except ValueError as error:
-            raise Dropped("failed", f"clip: {error}") from None
+            raise Dropped("failed", f"{ClipRule.CLIP}: {error}") from None
         yield Call(prompt.build_verify_chat(frames, style), None, _read)
     return [{}]
 
@@ -110,8 +125,8 @@ def _conversation(clip: bytes | None, style: str, decision: bool | None, num_fra
 def _read(text: str) -> Reading:
     answer = read_yes_or_no(text)
     if answer is None:
-        return Reading(None, ["neither_yes_nor_no"])
-    return Reading({}, [] if answer else [NOT_SEEN])
+        return Reading(None, [ReadingRule.NEITHER_YES_NOR_NO])
+    return Reading({}, [] if answer else [ClipRule.STYLE_NOT_SEEN])
 
 
 def read_overrides(path: str, known: Sequence[str]) -> dict[str, bool]:

@@ -1,5 +1,6 @@
 """How rows are asked about: several calls in turn, none at all, several rows of one."""
 
+import functools
 import itertools
 
 import pyarrow as pa
@@ -10,11 +11,19 @@ from cluster.errors import UserError
 from stages.caption import asking
 from stages.caption.asking import Asked, Asking, AskingConfig, Call, Dropped, Reading, ask, with_outcome
 from stages.caption.rows import StoredRows
+from stages.caption.rule import Rule
 from tests.stages.caption.replay import ReplayEngine, files_of, rows_of, text_of
 from tests.stages.ingest.context import make_context
 
 SCHEMA = with_outcome([("name", pa.string()), ("color", pa.string()), ("size", pa.string()), ("known", pa.string())])
 KEYS = [f"thing{number:02d}" for number in range(20)]
+
+
+class WordRule(Rule):
+    UNREADABLE = "unreadable", "It is a word."
+    BAD = "bad", "It is a good word."
+    NONE = "none", "The thing is wanted."
+    LONG = "long", "It is a short word."
 
 
 def read(text):
@@ -59,9 +68,10 @@ def run(tmp_path, monkeypatch):
     def call(engine, name="things", keys=KEYS, **fields):
         context = make_context(tmp_path / name, "things")
         monkeypatch.setattr(asking, "get_engine", lambda settings, context: engine)
-        rows = lambda part: (Asked(key, conversation(key), {"known": key[-1]}) for key in part)  # noqa: E731
+        rows = lambda part: (Asked(key, functools.partial(conversation, key), {"known": key[-1]}) for key in part)  # noqa: E731
         things = Asking(
-            key="name", keys=keys, rows=rows, table="found", unit="thing", schema=SCHEMA, prompt_hash="h",
+            key="name", keys=keys, rows=rows, table="found", unit="thing", schema=SCHEMA,
+            prompt_hash="h", rules=((), WordRule, WordRule),
             unfit=frozenset({"none"}), tally="size",
         )  # fmt: skip
         ask(things, AskingConfig(engine={"model": "m"}, shard_size=6, **fields), context)

@@ -1,0 +1,124 @@
+"""Shows what a data engine made: what became of its rows, which rules fired at which attempt, tokens, lengths, kinds.
+
+    python -m stages.caption.inspect runs/caption/82e197e511a9a89c --html look.html
+
+With --html the same as one self-contained page, with rows and the pictures that they are about.
+"""
+
+from __future__ import annotations
+
+import argparse
+import bisect
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from cluster.errors import UserError
+from stages.caption.contents import Contents, read_contents
+from stages.report.charts import nice_ticks
+
+BAR = 32  # characters
+NUM_BINS = 8
+NUM_REASONS = 12
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 if there is no such artifact."""
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("artifact", metavar="DIR", help="a folder ROOT/STAGE/FINGERPRINT: a path or an fsspec URL")
+    parser.add_argument("--html", metavar="OUT.html", help="write a page, too")
+    arguments = parser.parse_args(argv)
+    try:
+        contents = read_contents(arguments.artifact)
+        print(show(contents))
+        if arguments.html:
+            from stages.caption.inspect_page import render
+
+            Path(arguments.html).write_text(render(contents), encoding="utf-8")
+            print(f"\n{arguments.html}")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{arguments.html} can't be written: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def show(contents: Contents) -> str:
+    """All counts in print, with bars."""
+    manifest, asked = contents.manifest, contents.outcomes.total()
+    parts = [
+        f"{manifest.stage} {manifest.fingerprint}: {contents.num_good:,} good rows of {asked:,} that were asked about, "
+        f"by {manifest.config['engine']['model']} in {manifest.seconds:,.0f} s",
+        section("Outcome", contents.outcomes.most_common()),
+    ]
+    if contents.reasons:
+        parts.append(
+            section("Why not", [(f"{o}: {r[:60]}", n) for (o, r), n in contents.reasons.most_common(NUM_REASONS)])
+        )
+    parts.append(section("Attempts", sorted(contents.attempts.items())))
+    if contents.kind:
+        kinds = {name: counts["ok"] for name, counts in sorted(contents.kinds.items())}
+        parts.append(section(f"Good rows by {contents.kind}", list(kinds.items())))
+    for name, counts in [*contents.tokens.items(), *((f"{n}, characters", c) for n, c in contents.lengths.items())]:
+        parts.append(section(name, histogram(counts)))
+    return "\n\n".join([*parts, rule_table(contents)])
+
+
+def section(title: str, counts: Sequence[tuple[object, int]]) -> str:
+    """A title and a line with a bar for each count."""
+    if not counts:
+        return f"{title}: none"
+    width = max(len(str(label)) for label, _ in counts)
+    most, total = max(max(count for _, count in counts), 1), max(sum(count for _, count in counts), 1)
+    lines = [
+        f"  {label!s:{width}}  {count:>9,} {count / total:>5.0%}  {'█' * round(BAR * count / most)}"
+        for label, count in counts
+    ]
+    return "\n".join([title, *lines])
+
+
+def histogram(counts: Mapping[int, int]) -> list[tuple[str, int]]:
+    """Whole numbers in at most some NUM_BINS ranges between round ones, (`low to high`, how many)."""
+    if not counts:
+        return []
+    low, high = min(counts), max(counts)
+    if low == high:
+        return [(str(low), counts[low])]
+    edges = sorted({int(tick) for tick in nice_ticks(low, high + 1, NUM_BINS)})
+    found = [0] * (len(edges) - 1)
+    for value, count in counts.items():
+        found[min(bisect.bisect_right(edges, value) - 1, len(found) - 1)] += count
+    spans = [f"{a}" if b == a + 1 else f"{a} to {b - 1}" for a, b in zip(edges, edges[1:], strict=False)]
+    return list(zip(spans, found, strict=True))
+
+
+def attempts_of(contents: Contents) -> list[str]:
+    """The attempts at which any rule fired; "0" is before a model was asked."""
+    found: Iterable[str] = {attempt for rule in contents.rules.values() for attempt in rule.get("by_attempt", {})}
+    return sorted(found, key=int)
+
+
+def rules_by_count(contents: Contents) -> list[tuple[str, dict]]:
+    return sorted(contents.rules.items(), key=lambda item: (-item[1]["count"], item[0]))
+
+
+def rule_table(contents: Contents) -> str:
+    """How often each rule fired, at each attempt, those that never did with 0."""
+    attempts = attempts_of(contents)
+    width = max((len(name) for name in contents.rules), default=4)
+    head = f"  {'rule':{width}} {'fired':>7}" + "".join(f" {'at ' + a:>6}" for a in attempts)
+    lines = [
+        f"  {name:{width}} {rule['count']:>7,}"
+        + "".join(f" {rule.get('by_attempt', {}).get(a, 0):>6,}" for a in attempts)
+        + f"  {rule.get('meaning', '')}"
+        for name, rule in rules_by_count(contents)
+    ]
+    return "\n".join(["Rules, by attempt", head, *lines])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
