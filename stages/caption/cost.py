@@ -117,7 +117,7 @@ def show(
         f"rate              {rate:,.0f} tokens a second, prompts and answers ({how})",
         f"time              {_duration(seconds)}, {gpu_hours:,.2f} GPU-hours with {num_gpus} for the engine",
         f"rows kept         {found.kept:.0%} ({low:.0%} to {high:.0%} with 95 % confidence)",
-        f"written           {_size(found.num_bytes)} of tables",
+        f"written           {_size(found.num_bytes)} of tables or less: large ones compress better",
     ]
     if price is not None:
         lines.insert(-2, f"price             {gpu_hours * price:,.2f} at {price:g} for a GPU-hour")
