@@ -36,3 +36,12 @@ def test_a_profile_may_have_both_and_methods_without_training_need_none():
     assert both >= CLIPS | {"train_byg", "caption", "edit", "evaluate"}
     untrained = made("byg-video", "edit_video.methods=[copy,sdedit]")
     assert untrained == {"video_benchmark", "video_validation", "edit_video", "evaluate_video", "report"}
+
+
+def test_real_data_take_the_place_of_made_up_ones():
+    pairs = made("video4edit", "ingest_pairs.sources.omniedit=/data/omniedit")
+    assert "ingest_pairs" in pairs and "pairs" not in pairs
+    assert "ingest_pairs" not in made("video4edit")
+    videos = made("byg-video", "ingest_videos.source=/data/videoufo")
+    assert videos == (CLIPS | {"report", "ingest_videos"}) - {"video_captions"}
+    assert "scenes" not in made("np-edit", "ingest.source=/data/openimages") and "scenes" in made("np-edit")

@@ -66,11 +66,12 @@ def evolve_captions(inputs: Mapping[str, Artifact], config: EvolveConfig, contex
         UserError: there is no pair, the model can't be loaded, or more than `error_rate_limit` of the pairs have no
             caption (one with an edit type that the prompt doesn't know has none).
     """
-    folder = inputs["pairs"].folder
+    (given,) = inputs.values()
+    folder = given.folder
     pairs = StoredRows(folder, "pair_id", COLUMNS)
     if not pairs.keys:
         raise UserError(f"{context.stage}: the tables in {folder.url} hold no pair.")
-    context.log_input("pairs", inputs["pairs"].fingerprint, len(pairs.keys))
+    context.log_input("pairs", given.fingerprint, len(pairs.keys))
 
     def rows(keys: Sequence[str]) -> Iterator[Asked]:
         for key in keys:
