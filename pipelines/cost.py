@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python pipeline
 
 from cluster.alone import alone
 from cluster.config import apply_settings, build_configs, find_profile, nearest, read_profile
-from cluster.dag import Stage, leading_to
+from cluster.dag import Stage, leading_to, narrowed
 from cluster.errors import RequestError, UserError
 from cluster.folder import Folder
 from cluster.plan import MissingInputs, Planned, Selection, make_plan
@@ -92,6 +92,7 @@ def _inputs(arguments: argparse.Namespace, stages: Sequence[Stage], profiles: Pa
     stages = leading_to(stages, (arguments.stage,))
     models = {stage.name: stage.config for stage in stages}
     configs = build_configs(models, {name: fields for name, fields in values.items() if name in models})
+    stages = leading_to(narrowed(stages, configs), (arguments.stage,))
     root, only = Folder(arguments.root), Selection(only=(arguments.stage,))
     script = str(Path(__file__).with_name("full.py"))
     try:

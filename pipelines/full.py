@@ -48,7 +48,9 @@ from stages.evaluate.stage import (
     evaluate_edits,
     evaluate_sources,
 )
+from stages.ingest.pairs import IngestPairsConfig, ingest_pairs, ingest_pairs_sources
 from stages.ingest.stage import IngestConfig, ingest_images, ingest_sources
+from stages.ingest.videos import IngestVideosConfig, ingest_videos, ingest_videos_sources
 from stages.report.stage import ReportConfig, write_report
 from stages.starter.customization_benchmark import (
     CustomizationBenchmarkConfig,
@@ -86,6 +88,10 @@ COORDINATE = Resources(cpus=0)
 VLLM = Resources(cpus=0, label="vllm")
 TRAIN = Resources(cpus=0, label="train")
 
+# made-up data, or real data where a profile names its place
+PAIRS = ("pairs", "ingest_pairs")
+CAPTIONS = ("video_captions", "ingest_videos")
+
 # what an edit stage needs: items to edit, others to choose settings by, and whatever its methods were trained to
 UNPAIRED = ("train_byg", "train_np_edit", "train_flow_grpo")  # they learn from the captions of plain pictures
 TRAININGS = (*UNPAIRED, "train_video4edit", "train_sft")
@@ -116,16 +122,27 @@ def is_used(configs: Mapping[str, Any], need: str) -> bool:
     return edit is None or bool(configs[edit].all_methods)
 
 
-def has_captions(configs: Mapping[str, Any], need: str) -> bool:
-    """The pairs' evolution captions are written where the rollouts don't take those that the pairs have."""
-    return need != "evolve" or configs["rollout"].captions == "evolve"
+def is_given(configs: Mapping[str, Any], need: str) -> bool:
+    """Real data are read where their place is given, else the scene world's are made; evolution captions are written
+    where the rollouts don't take those that the pairs have.
+    """
+    match need:
+        case "scenes":
+            return not configs["ingest"].source
+        case "pairs" | "ingest_pairs":
+            return bool(configs["ingest_pairs"].sources) == (need == "ingest_pairs")
+        case "video_captions" | "ingest_videos":
+            return bool(configs["ingest_videos"].source) == (need == "ingest_videos")
+        case "evolve":
+            return configs["rollout"].captions == "evolve"
+    return True
 
 
 # fmt: off
 STAGES = (
     # training data: pictures alone
     Stage("scenes", "1", make_scenes, ScenesConfig),
-    Stage("ingest", "1", ingest_images, IngestConfig, ("scenes",), COORDINATE, ingest_sources),
+    Stage("ingest", "1", ingest_images, IngestConfig, ("scenes",), COORDINATE, ingest_sources, is_given),
     Stage("caption", "1", caption_images, CaptionConfig, ("ingest",), VLLM, caption_sources),
     Stage("encode", "2", encode_tuples, EncodeConfig, ("ingest", "caption"), COORDINATE, encode_sources),
     # held-out pictures with the edits asked of them; the oracle alone reads their truth
@@ -136,18 +153,20 @@ STAGES = (
     Stage("train_np_edit", "1", train, TrainNPEditConfig, ("encode", "validation"), TRAIN, train_sources),
     Stage("train_flow_grpo", "1", train, TrainFlowGRPOConfig, ("encode", "validation"), TRAIN, train_sources),
     Stage("pairs", "2", make_pairs, PairsConfig),
-    Stage("encode_pairs", "1", encode_pairs, EncodeConfig, ("pairs",), COORDINATE, encode_sources),
+    Stage("ingest_pairs", "1", ingest_pairs, IngestPairsConfig, (), COORDINATE, ingest_pairs_sources),
+    Stage("encode_pairs", "1", encode_pairs, EncodeConfig, PAIRS, COORDINATE, encode_sources, is_given),
     Stage("train_sft", "1", train, TrainSFTConfig, ("encode_pairs", "validation"), TRAIN, train_sources),
     # the one that learns from true pairs how a picture becomes its edit
-    Stage("evolve", "1", evolve_captions, EvolveConfig, ("pairs",), VLLM, evolve_sources),
-    Stage("rollout", "1", roll_out, RolloutConfig, ("pairs", "evolve"), COORDINATE, encode_sources, has_captions),
+    Stage("evolve", "1", evolve_captions, EvolveConfig, PAIRS, VLLM, evolve_sources, is_given),
+    Stage("rollout", "1", roll_out, RolloutConfig, (*PAIRS, "evolve"), COORDINATE, encode_sources, is_given),
     Stage("train_video4edit", "1", train, TrainVideo4EditConfig, ("rollout", "validation"), TRAIN, train_sources),
     # every method on the benchmark, judged and measured
     Stage("edit", "1", edit_images, EditConfig, PICTURES, COORDINATE, edit_sources, is_used),
     Stage("evaluate", "1", evaluate_edits, EvaluateConfig, ("edit", "benchmark"), VLLM, evaluate_sources),
     # ByG on video: clips that the base model draws in one style each, and an editor that gives them another
     Stage("video_captions", "1", make_video_captions, VideoCaptionsConfig),
-    Stage("video_prompts", "1", write_video_prompts, VideoPromptsConfig, ("video_captions",), VLLM, prompts_sources),
+    Stage("ingest_videos", "1", ingest_videos, IngestVideosConfig, (), COORDINATE, ingest_videos_sources),
+    Stage("video_prompts", "1", write_video_prompts, VideoPromptsConfig, CAPTIONS, VLLM, prompts_sources, is_given),
     Stage("clips", "1", make_clips, ClipsConfig, ("video_prompts",), COORDINATE, clips_sources),
     Stage("verify_clips", "1", verify_clips, VerifyClipsConfig, ("clips",), VLLM, verify_clips_sources),
     Stage("encode_clips", "1", encode_clips, EncodeClipsConfig, ("clips", "verify_clips"), COORDINATE, encode_sources),
@@ -173,7 +192,7 @@ STAGES = (
     # only where a profile names one as its target: a method without one part at a time
     Stage("ablation", "1", ablate, ByGAblationConfig, ("encode", "benchmark"), COORDINATE, ablation_sources),
     Stage("ablation_np_edit", "1", ablate, NPEditAblationConfig, ("encode", "benchmark"), COORDINATE, ablation_sources),
-    Stage("rollout_instructions", "1", roll_out, InstructionRolloutConfig, ("pairs",), COORDINATE, encode_sources),
+    Stage("rollout_instructions", "1", roll_out, InstructionRolloutConfig, PAIRS, COORDINATE, encode_sources, is_given),
     Stage("ablation_video4edit", "1", ablate, Video4EditAblationConfig,
           ("rollout", "rollout_instructions", "benchmark"), COORDINATE, ablation_sources),
 )

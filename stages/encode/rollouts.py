@@ -82,7 +82,8 @@ def _captioned_rows(inputs: Mapping[str, Artifact], context: Context) -> Rows:
         for row in folder.read_table(file, columns).to_pylist()
         if row["outcome"] == "ok"
     }
-    pairs = pair_rows(inputs["pairs"].folder, ("instruction",))
+    (given,) = (artifact for name, artifact in inputs.items() if name != "evolve")
+    pairs = pair_rows(given.folder, ("instruction",))
     kept = [
         dataclasses.replace(row, texts={**row.texts, "evolution_caption": captions[row.id]})
         for row in pairs.rows
@@ -98,8 +99,9 @@ def _captioned_rows(inputs: Mapping[str, Artifact], context: Context) -> Rows:
 
 
 def _pairs_with_captions(inputs: Mapping[str, Artifact]) -> Rows:
+    (pairs,) = inputs.values()
     try:
-        return pair_rows(inputs["pairs"].folder, TEXT_FIELDS)
+        return pair_rows(pairs.folder, TEXT_FIELDS)
     except UserError as error:
         raise UserError(
             f"rollout: {error} Pairs without evolution captions get them from the evolve stage, with --set "

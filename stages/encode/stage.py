@@ -103,7 +103,8 @@ def encode_tuples(inputs: Mapping[str, Artifact], config: EncodeConfig, context:
 
 def encode_pairs(inputs: Mapping[str, Artifact], config: EncodeConfig, context: Context) -> None:
     """The same for true pairs: latents `source` and `target`, and the `instruction`. Raises the same."""
-    run_encoding(pair_rows(inputs["pairs"].folder, ("instruction",)), config, context, EncodeShard)
+    (pairs,) = inputs.values()
+    run_encoding(pair_rows(pairs.folder, ("instruction",)), config, context, EncodeShard)
 
 
 def pair_rows(folder: Folder, texts: Sequence[str]) -> Rows:

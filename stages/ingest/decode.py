@@ -11,6 +11,8 @@ from PIL import Image, ImageOps
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS_LIMIT = 170_000_000  # Pillow itself refuses images of more than 178 million pixels
+_EXIF_ORIENTATION = 0x0112
+_TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 
 
 class UndecodableImage(Exception):
@@ -22,11 +24,14 @@ def max_file_bytes(max_pixels: int) -> int:
     return 8 * max_pixels + (1 << 20)
 
 
-def decode_image(data: bytes, max_pixels: int) -> Image.Image:
+def decode_image(data: bytes, max_pixels: int, rotation: int = 0) -> Image.Image:
     """The image as an upright RGB picture of 8 bits a channel.
 
     EXIF rotation is applied, transparency is laid on white, 16-bit gray is scaled to 8 bits, and of an
     animation the first frame is taken. The size is checked in the header, before any pixel is decoded.
+
+    Args:
+        rotation: degrees against the clock, a multiple of 90, by which a picture is turned that has no EXIF rotation.
 
     Raises:
         UndecodableImage: empty, too large, of another format, or broken.
@@ -44,6 +49,8 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
                         f"too large: {image.width}x{image.height} pixels, over max_pixels={max_pixels}"
                     )
                 image.load()
+                if rotation in _TURNS and _EXIF_ORIENTATION not in image.getexif():
+                    return _to_rgb(image.transpose(_TURNS[rotation]))
                 return _to_rgb(ImageOps.exif_transpose(image))
     except UndecodableImage:
         raise

@@ -11,8 +11,8 @@ import dataclasses
 import json
 import posixpath
 import tarfile
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Container, Iterator, Sequence
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +25,8 @@ OTHER_IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl
 PACKED_TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 MAX_METADATA_BYTES = 64 * 1024
 PARQUET_BATCH_ROWS = 32
+PARQUET_BUFFER_BYTES = 1 << 20
+MAX_GROUP_BYTES = 4 << 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,25 +141,57 @@ def _read_parquet(
 ) -> Iterator[tuple[Entry, RawImage]]:
     wanted = {entry.row: entry for entry in entries}
     with folder.open(entries[0].file) as stream:
-        parquet = pq.ParquetFile(stream)
-        plain = [field.name for field in parquet.schema_arrow if field.name != image_column and _is_plain(field.type)]
-        first_row = 0
-        for group in range(parquet.num_row_groups):
-            num_rows = parquet.metadata.row_group(group).num_rows
-            if any(first_row <= row < first_row + num_rows for row in wanted):
-                row = first_row
-                for batch in parquet.iter_batches(
-                    batch_size=PARQUET_BATCH_ROWS, row_groups=[group], columns=[image_column, *plain]
-                ):
-                    for index in range(batch.num_rows):
-                        if row + index in wanted:
-                            values = {column: batch[column][index].as_py() for column in batch.schema.names}
-                            yield wanted[row + index], _from_row(values, image_column, max_bytes)
-                    row += batch.num_rows
-            first_row += num_rows
+        schema = pq.ParquetFile(stream).schema_arrow
+    plain = [field.name for field in schema if field.name != image_column and is_plain(field.type)]
+    for row, values in parquet_rows(folder, entries[0].file, wanted, [image_column, *plain]):
+        yield wanted[row], raw_image(values, image_column, max_bytes)
 
 
-def _is_plain(kind: pa.DataType) -> bool:
+def parquet_rows(
+    folder: Folder, name: str, wanted: Container[int] | None, columns: Sequence[str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The wanted rows (None: all) of a Parquet file, in order, with their numbers.
+
+    Only row groups with a wanted row are read, one at a time: its pages, which with pictures often hold all of the
+    group, stay in memory while its rows are handed out a few at a time. Raises UserError if the file is broken or a
+    group is over `MAX_GROUP_BYTES`.
+    """
+    try:
+        with folder.open(name) as stream:
+            parquet = pq.ParquetFile(stream, buffer_size=PARQUET_BUFFER_BYTES, pre_buffer=False)
+            first_row = 0
+            for group in range(parquet.num_row_groups):
+                num_rows = parquet.metadata.row_group(group).num_rows
+                if wanted is None or any(row in wanted for row in range(first_row, first_row + num_rows)):
+                    _check_group(folder, name, parquet.metadata.row_group(group), columns)
+                    row = first_row
+                    for batch in parquet.iter_batches(PARQUET_BATCH_ROWS, row_groups=[group], columns=list(columns)):
+                        for index in range(batch.num_rows):
+                            if wanted is None or row + index in wanted:
+                                yield (
+                                    row + index,
+                                    {column: batch[column][index].as_py() for column in batch.schema.names},
+                                )
+                        row += batch.num_rows
+                first_row += num_rows
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(
+            f"{folder.path(name)} is a broken Parquet file ({' '.join(str(error).split())[:200]}). Download it "
+            "again, or take it out."
+        ) from None
+
+
+def _check_group(folder: Folder, name: str, group: pq.RowGroupMetaData, columns: Sequence[str]) -> None:
+    chunks = [group.column(index) for index in range(group.num_columns)]
+    size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns)
+    if size > MAX_GROUP_BYTES:
+        raise UserError(
+            f"{folder.path(name)} has a row group of {group.num_rows} rows and {size} bytes, over {MAX_GROUP_BYTES}; "
+            "it would have to be held in memory. Write the file anew with smaller ones (row_group_size=100)."
+        )
+
+
+def is_plain(kind: pa.DataType) -> bool:
     return (
         pa.types.is_string(kind)
         or pa.types.is_large_string(kind)
@@ -167,7 +201,8 @@ def _is_plain(kind: pa.DataType) -> bool:
     )
 
 
-def _from_row(values: dict[str, Any], image_column: str, max_bytes: int) -> RawImage:
+def raw_image(values: dict[str, Any], image_column: str, max_bytes: int) -> RawImage:
+    """The picture of a table's row (bytes, or Hugging Face's {bytes, path}), and the row's other values."""
     value = values.pop(image_column)
     metadata = _bounded_metadata(values)
     if isinstance(value, dict):  # Hugging Face's image struct {bytes, path}
@@ -191,7 +226,22 @@ def _bounded_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def _list_tar(folder: Folder, name: str) -> list[Entry]:
-    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+    entries = []
+    for members in tar_samples(folder, name).values():
+        sidecars = tuple((suffix, *members[suffix][1:]) for suffix in (".json", ".txt") if suffix in members)
+        for suffix in sorted(members):
+            if suffix.endswith(IMAGE_SUFFIXES):
+                member, offset, size = members[suffix]
+                entries.append(Entry(f"{name}/{member}", name, "tar", 0, offset, size, sidecars))
+    return entries
+
+
+def tar_samples(folder: Folder, name: str) -> dict[str, dict[str, tuple[str, int, int]]]:
+    """The samples of a WebDataset tar, sorted by key: {suffix in lower case: (member, its bytes' offset, size)}.
+
+    Raises UserError if it isn't a readable tar.
+    """
+    samples: dict[str, dict[str, tuple[str, int, int]]] = {}
     try:
         with folder.open(name) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             for member in archive:
@@ -201,25 +251,14 @@ def _list_tar(folder: Folder, name: str) -> list[Entry]:
                 if base.startswith("."):
                     continue
                 stem, _, suffix = base.partition(".")  # WebDataset: the key ends at the first dot
-                samples.setdefault(posixpath.join(directory, stem), {})[f".{suffix.lower()}"] = member
+                place = (member.name, member.offset_data, member.size)
+                samples.setdefault(posixpath.join(directory, stem), {})[f".{suffix.lower()}"] = place
+                archive.members = []  # tarfile would keep every header
     except (tarfile.TarError, OSError) as error:
         raise UserError(
             f"ingest: {folder.path(name)} is not a readable tar file ({error}). Remove or repair it."
         ) from None
-    entries = []
-    for key in sorted(samples):
-        members = samples[key]
-        sidecars = tuple(
-            (suffix, members[suffix].offset_data, members[suffix].size)
-            for suffix in (".json", ".txt")
-            if suffix in members
-        )
-        for suffix in sorted(members):
-            if suffix.endswith(IMAGE_SUFFIXES):
-                member = members[suffix]
-                source = f"{name}/{member.name}"
-                entries.append(Entry(source, name, "tar", 0, member.offset_data, member.size, sidecars))
-    return entries
+    return {key: samples[key] for key in sorted(samples)}
 
 
 def _read_tar(folder: Folder, entries: Sequence[Entry], max_bytes: int) -> Iterator[tuple[Entry, RawImage]]:
@@ -227,7 +266,7 @@ def _read_tar(folder: Folder, entries: Sequence[Entry], max_bytes: int) -> Itera
         for entry in entries:
             metadata: dict[str, Any] = {}
             for suffix, offset, size in entry.sidecars:
-                metadata |= _read_sidecar(stream, suffix, offset, size)
+                metadata |= read_sidecar(stream, suffix, offset, size)
             if entry.size > max_bytes:
                 yield entry, RawImage(None, metadata, f"too large: over {max_bytes} bytes")
                 continue
@@ -239,7 +278,8 @@ def _read_tar(folder: Folder, entries: Sequence[Entry], max_bytes: int) -> Itera
                 yield entry, RawImage(data, metadata)
 
 
-def _read_sidecar(stream, suffix: str, offset: int, size: int) -> dict[str, Any]:
+def read_sidecar(stream: BinaryIO, suffix: str, offset: int, size: int) -> dict[str, Any]:
+    """What a tar sample's .json or .txt says; a `note` where it can't be read."""
     if size > MAX_METADATA_BYTES:
         return {"note": f"metadata left out: over {MAX_METADATA_BYTES} bytes"}
     stream.seek(offset)

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic import Field
@@ -25,6 +26,8 @@ from stages.ingest.decode import (
     max_file_bytes,
     shrink,
 )
+from stages.ingest.near_duplicates import NearIndex, difference_hash
+from stages.ingest.openimages import describe_shards, read_described
 from stages.ingest.sources import Entry, list_entries, open_source, read_entries
 
 SAMPLES_SCHEMA = pa.schema(
@@ -41,6 +44,9 @@ SAMPLES_SCHEMA = pa.schema(
 )
 
 
+_HASHES = pa.schema([("source", pa.string()), ("hash", pa.uint64())])
+
+
 class IngestConfig(StageConfig):
     """What is read, and how."""
 
@@ -49,9 +55,19 @@ class IngestConfig(StageConfig):
         description="Folder or file, path or URL: PNG, JPEG or WebP images, Parquet files with an image "
         "column, WebDataset tars. Empty: the images of the scenes stage.",
     )
+    layout: Literal["folder", "openimages"] = Field(
+        "folder", description="openimages: the folder's CSV files tell of the pictures, by their ids."
+    )
     image_column: str = Field("image", description="The Parquet column with the images: bytes, or {bytes, path}.")
     max_pixels: int = Field(50_000_000, ge=1, le=MAX_PIXELS_LIMIT, description="Larger images become dead letters.")
     resize: int | None = Field(None, ge=1, description="Longest side after reduction; never enlarges.")
+    near_duplicates: int | None = Field(
+        None,
+        ge=0,
+        le=16,
+        description="Of pictures whose 64-bit difference hashes differ in at most so many bits, only the first counts; "
+        "none: all do.",
+    )
     shard_size: int = Field(256, ge=1, description="Entries of the source in one shard.")
     num_workers: int = runtime(2, ge=1)
 
@@ -71,19 +87,23 @@ class DecodeShard:
     out: Folder
 
     def __call__(self, shard: str) -> None:
-        samples, dead_letters = [], []
+        samples, dead_letters, hashes = [], [], {}
         max_bytes = max_file_bytes(self.config.max_pixels)
+        described = read_described(self.out, shard) if self.config.layout == "openimages" else {}
         for entry, raw in read_entries(self.folder, self.shards[shard], self.config.image_column, max_bytes):
+            metadata = raw.metadata | described.get(entry.source, {})
             row = dict.fromkeys(SAMPLES_SCHEMA.names)
             row |= {
                 "source": entry.source,
-                "metadata": json.dumps(raw.metadata, sort_keys=True),
+                "metadata": json.dumps(metadata, sort_keys=True),
                 "outcome": "ok",
             }
             try:
                 if raw.data is None:
                     raise UndecodableImage(raw.reason)
-                image = decode_image(raw.data, self.config.max_pixels)
+                image = decode_image(raw.data, self.config.max_pixels, _rotation(metadata))
+                if self.config.near_duplicates is not None:
+                    hashes[entry.source] = difference_hash(image)
                 row["sample_id"] = content_id(image)
                 image = shrink(image, self.config.resize)
                 row |= {"image": encode_png(image), "width": image.width, "height": image.height}
@@ -91,6 +111,9 @@ class DecodeShard:
             except UndecodableImage as error:
                 dead_letters.append(row | {"outcome": "failed", "reason": str(error)})
         _write_dead_letters(self.out, shard, dead_letters)
+        if self.config.near_duplicates is not None:
+            table = pa.table({"source": list(hashes), "hash": list(hashes.values())}, _HASHES)
+            self.out.write_table(_hashes_name(shard), table)
         self.out.write_table(shard, pa.Table.from_pylist(samples, SAMPLES_SCHEMA))
 
 
@@ -99,7 +122,8 @@ def ingest_images(inputs: Mapping[str, Artifact], config: IngestConfig, context:
     and why.
 
     Shards are runs of `shard_size` entries of the source in the order of their names, fixed before any is
-    read. Of equal pictures the first counts, the others are dead letters.
+    read. Of equal pictures, and of near ones if `near_duplicates` is set, the first counts, the others are dead
+    letters.
 
     Raises:
         UserError: the source isn't there, holds no images, or none of them can be used.
@@ -110,9 +134,17 @@ def ingest_images(inputs: Mapping[str, Artifact], config: IngestConfig, context:
         f"samples/{index:05d}.parquet": entries[start : start + size]
         for index, start in enumerate(range(0, len(entries), size))
     }
+    figures: dict[str, Any] = {}
+    if config.layout == "openimages":
+        bad_rows, figures = describe_shards(folder, shards, context)
+        letters = [
+            dict.fromkeys(SAMPLES_SCHEMA.names) | {"source": source, "outcome": "failed", "reason": reason}
+            for source, reason in bad_rows.reasons.items()
+        ]
+        _write_dead_letters(context.out, "samples/csv.parquet", letters)
     work = DecodeShard(folder, shards, config, context.out)
     run_shards(list(shards), work, context=context, num_workers=config.num_workers)
-    num_samples = _set_duplicates_aside(context.out, list(shards), context)
+    num_samples = _set_duplicates_aside(context.out, list(shards), config, context)
     reasons = _count_reasons(context.out)
     if num_samples == 0:
         worst, count = reasons.most_common(1)[0]
@@ -122,7 +154,8 @@ def ingest_images(inputs: Mapping[str, Artifact], config: IngestConfig, context:
         )
     context.set_rows(num_samples)
     context.set_figures(
-        {
+        figures
+        | {
             "num_samples": num_samples,
             "num_dead_letters": sum(reasons.values()),
             "dead_letter_reasons": dict(sorted(reasons.items())),
@@ -161,25 +194,43 @@ def _write_dead_letters(out: Folder, shard: str, rows: Sequence[dict]) -> None:
         out.write_table(_dead_letters_name(shard), pa.Table.from_pylist(list(rows), SAMPLES_SCHEMA))
 
 
-def _set_duplicates_aside(out: Folder, shards: Sequence[str], context: Context) -> int:
-    """Moves all but the first of equal samples to the dead letters; returns how many samples are left.
+def _hashes_name(shard: str) -> str:
+    return shard.replace("samples/", "hashes/")
+
+
+def _rotation(metadata: Mapping[str, Any]) -> int:
+    """By how many degrees, against the clock, OpenImages says that the picture has to be turned."""
+    try:
+        return int(float(metadata.get("Rotation", 0)))
+    except (TypeError, ValueError, OverflowError):
+        return 0
+
+
+def _set_duplicates_aside(out: Folder, shards: Sequence[str], config: IngestConfig, context: Context) -> int:
+    """Moves all but the first of equal samples, and of near ones, to the dead letters; returns how many are left.
 
     A shard that lost rows is rewritten after its dead letters, so that doing this again after a crash ends
     the same.
     """
     first_source: dict[str, str] = {}
+    near = None if config.near_duplicates is None else NearIndex(config.near_duplicates)
     for shard in shards:
         context.check()
         table = out.read_table(shard, columns=["sample_id", "source"])
+        hashes = dict(zip(*out.read_table(_hashes_name(shard)).to_pydict().values(), strict=True)) if near else {}
         duplicates = {}
         for row, (sample_id, source) in enumerate(zip(*table.to_pydict().values(), strict=True)):
-            if first_source.setdefault(sample_id, source) != source:
+            if sample_id in first_source:
                 duplicates[row] = f"duplicate: the same picture as {first_source[sample_id]}"
+            elif near and (found := near.nearest_or_keep(source, hashes[source])):
+                duplicates[row] = f"near_duplicate: {found[1]} of 64 bits differ from {found[0]}"
+            else:
+                first_source[sample_id] = source
         if not duplicates:
             continue
         rows = out.read_table(shard).to_pylist()
         letters = out.read_table(_dead_letters_name(shard)).to_pylist() if out.exists(_dead_letters_name(shard)) else []
-        letters = [letter for letter in letters if not letter["reason"].startswith("duplicate:")]
+        letters = [letter for letter in letters if not letter["reason"].startswith(("duplicate:", "near_duplicate:"))]
         letters += [
             rows[row] | {"image": None, "outcome": "failed", "reason": reason} for row, reason in duplicates.items()
         ]

@@ -22,9 +22,15 @@ def made(profile: str, *settings: str) -> set[str]:
     return {stage.name for stage in leading_to(narrowed(stages, configs), targets)}
 
 
-@pytest.mark.parametrize("profile", ["starter", "starter-long", "np-edit", "video4edit", "ablation"])
+@pytest.mark.parametrize("profile", ["starter-long", "np-edit", "video4edit", "ablation"])
 def test_profiles_of_pictures_make_nothing_of_clips(profile):
     assert not made(profile) & CLIPS
+
+
+def test_the_starter_makes_everything_that_is_reported():
+    rest = {"ablation", "ablation_np_edit", "ablation_video4edit", "rollout_instructions"}
+    rest |= {"ingest_pairs", "ingest_videos"}
+    assert made("starter") == {stage.name for stage in STAGES} - rest
 
 
 def test_the_profile_of_clips_makes_nothing_of_pictures():
@@ -36,3 +42,12 @@ def test_a_profile_may_have_both_and_methods_without_training_need_none():
     assert both >= CLIPS | {"train_byg", "caption", "edit", "evaluate"}
     untrained = made("byg-video", "edit_video.methods=[copy,sdedit]")
     assert untrained == {"video_benchmark", "video_validation", "edit_video", "evaluate_video", "report"}
+
+
+def test_real_data_take_the_place_of_made_up_ones():
+    pairs = made("video4edit", "ingest_pairs.sources.omniedit=/data/omniedit")
+    assert "ingest_pairs" in pairs and "pairs" not in pairs
+    assert "ingest_pairs" not in made("video4edit")
+    videos = made("byg-video", "ingest_videos.source=/data/videoufo")
+    assert videos == (CLIPS | {"report", "ingest_videos"}) - {"video_captions"}
+    assert "scenes" not in made("np-edit", "ingest.source=/data/openimages") and "scenes" in made("np-edit")

@@ -85,7 +85,13 @@ def test_no_table_on_the_way_to_training_has_a_column_for_truth():
 def test_the_stages_modules_load_no_heavy_library():
     """Planning imports every stage: torch, diffusers and Ray come when a stage runs."""
     modules = ["stages.starter.stages", "stages.encode.stage", "stages.edit.stage", "stages.caption.evolution.stage"]
-    modules += ["stages.caption.video.prompts", "stages.caption.video.verify", "stages.caption.customization.stage"]
+    modules += [
+        "stages.ingest.pairs",
+        "stages.ingest.videos",
+        "stages.caption.video.prompts",
+        "stages.caption.video.verify",
+        "stages.caption.customization.stage",
+    ]
     heavy = {"torch", "diffusers", "transformers", "ray", "peft", "mlflow"}
     code = f"import sys, {', '.join(modules)}\nprint(sorted({heavy!r} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], cwd=STAGES.parent, capture_output=True, text=True)

@@ -80,11 +80,12 @@ def evolve_captions(inputs: Mapping[str, Artifact], config: EvolveConfig, contex
 
 def ask_evolutions(inputs: Mapping[str, Artifact], config: EvolveConfig, context: Context) -> Asking:
     """What `evolve_captions` asks."""
-    folder = inputs["pairs"].folder
+    (given,) = inputs.values()
+    folder = given.folder
     pairs = StoredRows(folder, "pair_id", COLUMNS)
     if not pairs.keys:
         raise UserError(f"{context.stage}: the tables in {folder.url} hold no pair.")
-    context.log_input("pairs", inputs["pairs"].fingerprint, len(pairs.keys))
+    context.log_input("pairs", given.fingerprint, len(pairs.keys))
 
     def rows(keys: Sequence[str]) -> Iterator[Asked]:
         for key in keys:

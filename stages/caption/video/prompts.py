@@ -116,11 +116,12 @@ def write_video_prompts(inputs: Mapping[str, Artifact], config: VideoPromptsConf
 
 def ask_clean_captions(inputs: Mapping[str, Artifact], config: VideoPromptsConfig, context: Context) -> Asking:
     """What `write_video_prompts` asks."""
-    folder = inputs["video_captions"].folder
+    (given,) = inputs.values()
+    folder = given.folder
     captions = StoredRows(folder, "caption_id", ("caption",))
     if not captions.keys:
         raise UserError(f"{context.stage}: the tables in {folder.url} hold no caption.")
-    context.log_input("captions", inputs["video_captions"].fingerprint, len(captions.keys))
+    context.log_input("captions", given.fingerprint, len(captions.keys))
 
     def rows(keys: Sequence[str]) -> Iterator[Asked]:
         drawn = draw_styles(len(keys), list(config.styles), shard_seed(config.seed, keys))

@@ -17,6 +17,7 @@ from cluster.errors import UserError
 from cluster.folder import Folder
 from stages.encode.rollouts import RolloutConfig, roll_out
 from stages.encode.stage import EncodeConfig, encode_pairs
+from stages.ingest.pairs import IngestPairsConfig
 from stages.starter.stages import PairsConfig, make_pairs
 from stages.train import flow
 from stages.train.backbones.packing import pack, unpack
@@ -156,8 +157,8 @@ def test_captions_of_the_evolve_stage_are_joined_by_pair(run, pairs, tmp_path):
 def test_where_captions_come_from_decides_which_stages_are_planned():
     full = importlib.import_module("pipelines.full")
     for captions, needs in (("evolve", ("pairs", "evolve")), ("pairs", ("pairs",))):
-        config = RolloutConfig(captions=captions)
-        (stage,) = [s for s in narrowed([s for s in full.STAGES if s.name == "rollout"], {"rollout": config})]
+        configs = {"rollout": RolloutConfig(captions=captions), "ingest_pairs": IngestPairsConfig()}
+        (stage,) = [s for s in narrowed([s for s in full.STAGES if s.name == "rollout"], configs)]
         assert stage.needs == needs
     assert identity(RolloutConfig(captions="pairs")) != identity(RolloutConfig())
 

@@ -2,7 +2,6 @@ import io
 import json
 import tarfile
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,21 +12,9 @@ from cluster.errors import UserError
 from cluster.folder import Folder
 from stages.ingest.stage import SAMPLES_SCHEMA, IngestConfig, ingest_images, ingest_sources
 from tests.stages.ingest.context import make_context
+from tests.stages.ingest.pictures import add_to_tar, png, table_rows
 
 pytestmark = pytest.mark.usefixtures("local_ray")
-
-
-def png(seed, size=(10, 8), format="PNG", **options):
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format=format, **options)
-    return buffer.getvalue()
-
-
-def add_to_tar(archive, name, data):
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    archive.addfile(member, io.BytesIO(data))
 
 
 def ingest(tmp_path, source, **options):
@@ -37,8 +24,7 @@ def ingest(tmp_path, source, **options):
 
 
 def samples(context, folder="samples"):
-    names = [name for name in context.out.list(".parquet", recursive=True) if name.startswith(f"{folder}/")]
-    return [row for name in names for row in context.out.read_table(name).to_pylist()]
+    return table_rows(context, folder)
 
 
 @pytest.fixture
