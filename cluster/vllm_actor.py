@@ -60,8 +60,16 @@ class EngineActor:
     async def ready(self) -> dict[str, Any]:
         """Waits for the engine: {device, seconds, pid}. Raises RuntimeError with the cause if it can't be
         built.
+
+        Who waits here uses the engine: else two of them on a machine with room for one would drive each other out
+        while they load.
         """
-        return await asyncio.wrap_future(self._ready)
+        self._num_open += 1
+        try:
+            return await asyncio.wrap_future(self._ready)
+        finally:
+            self._num_open -= 1
+            self._last_used = time.monotonic()
 
     async def retire(self, idle_seconds: float, stage: str = "", reason: str = "") -> bool:
         """Ends the process for good if nothing was asked of it for so long; says whether it does.

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 from PIL import Image
 
 from cluster import record
@@ -19,6 +20,7 @@ from cluster.dag import Context
 from cluster.errors import UserError
 from cluster.folder import Folder
 from cluster.vllm import EngineSettings, RayEngine, get_engine
+from cluster.vllm_actor import EngineActor
 from tests.stages.ingest.context import make_context
 from tests.tiny_qwen import make_model
 
@@ -181,6 +183,18 @@ def test_an_idle_engine_makes_room_and_a_bad_model_is_explained(engine: RayEngin
     assert str(tmp_path) in str(caught.value) and "log: " in str(caught.value)
     incidents = record.read_incidents(Folder(context.root), context.run_id)
     assert any("made room" in incident["text"] for incident in incidents)
+
+
+def test_an_engine_that_loads_is_not_idle(ray_cluster: str, settings: EngineSettings, context: Context, tmp_path: Path):
+    other = settings.model_copy(update={"seed": 1})
+    actor = ray.remote(EngineActor).options(num_cpus=0, max_concurrency=8).remote(
+        other, str(tmp_path / "log"), context.root, context.run_id
+    )  # fmt: skip
+    ready = actor.ready.remote()
+    assert ray.get(actor.placed.remote()) and not ray.wait([ready], timeout=0)[0]
+    assert not ray.get(actor.retire.remote(0.0))
+    assert ray.get(ready)["pid"] == ray.get(actor.placed.remote())
+    assert not ray.get(actor.retire.remote(3600.0)) and ray.get(actor.retire.remote(0.0))
 
 
 class Server(BaseHTTPRequestHandler):
