@@ -8,7 +8,7 @@ from stages.train import flow
 from stages.train.methods import flow_grpo
 from stages.train.methods.settings import FlowGRPOConfig
 from stages.train.roles import Batch, Draws, Roles
-from stages.train.settings import TrainFlowGRPOConfig
+from stages.train.settings import JudgedConfig, TrainFlowGRPOConfig
 from stages.train.stage import new_trainer
 
 CPU = torch.device("cpu")
@@ -160,7 +160,7 @@ def test_the_reward_rises():
 
 
 def test_the_engine_trains_it_with_the_real_judge(np_edit_config, labelled_data):
-    shared = np_edit_config.model_dump(exclude={"np_edit", "method", "alpha"})
+    shared = np_edit_config.model_dump(include=set(JudgedConfig.model_fields) - {"alpha"})
     method = FlowGRPOConfig(group_size=2, num_rollout_steps=3)
     trainer = new_trainer(TrainFlowGRPOConfig(**shared, flow_grpo=method), labelled_data, CPU)
     before = trainer.student.flat.clone()
