@@ -11,14 +11,13 @@ from typing import Any
 from cluster import record
 from cluster.config import apply_settings, build_configs, find_profile, read_profile
 from cluster.dag import Stage, leading_to, narrowed, ordered
-from cluster.errors import RequestError, UserError
+from cluster.errors import FAILED, OK, STOPPED, RequestError, exit_code
 from cluster.folder import Folder
 from cluster.plan import MissingInputs, Planned, Selection, make_plan
 from cluster.run import Run, RunSettings
 from pipelines.show import Live, final_table, plan_table, results_table, table
 
 PROFILES = Path(__file__).resolve().parent / "profiles"
-OK, FAILED, WRONG_REQUEST, STOPPED = 0, 1, 2, 130
 
 
 def main(
@@ -36,22 +35,18 @@ def main(
     `_targets` runs what leads to `default_targets`, or else everything. `tracked=False` leaves MLflow out.
     """
     arguments = _parser().parse_args(argv)
-    try:
+
+    def work() -> int:
         if arguments.list:
             print(_list(ordered(stages)))
             return OK
-        return _run(stages, arguments, profiles, default_targets, tracked, settings)
-    except MissingInputs as error:
-        print(f"{error} This makes them:\n  {command_for(arguments, error.missing, sys.argv[0])}", file=sys.stderr)
-        return WRONG_REQUEST
-    except RequestError as error:
-        print(error, file=sys.stderr)
-        return WRONG_REQUEST
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        return STOPPED
+        try:
+            return _run(stages, arguments, profiles, default_targets, tracked, settings)
+        except MissingInputs as error:
+            command = command_for(arguments, error.missing, sys.argv[0])
+            raise RequestError(f"{error} This makes them:\n  {command}") from None
+
+    return exit_code(work)
 
 
 def _parser() -> argparse.ArgumentParser:

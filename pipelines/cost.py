@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python pipeline
 from cluster.alone import alone
 from cluster.config import apply_settings, build_configs, find_profile, nearest, read_profile
 from cluster.dag import Stage, leading_to, narrowed
-from cluster.errors import RequestError, UserError
+from cluster.errors import RequestError, exit_code
 from cluster.folder import Folder
 from cluster.plan import MissingInputs, Planned, Selection, make_plan
-from pipelines.cli import FAILED, OK, PROFILES, STOPPED, WRONG_REQUEST, command_for
+from pipelines.cli import PROFILES, command_for
 from pipelines.full import STAGES
 from stages.caption.cost import choose_keys, estimate, show
 from stages.caption.engines import ENGINES
@@ -30,17 +30,7 @@ from stages.caption.trial import opened, sample_rows, try_rows
 def main(argv: Sequence[str] | None = None, *, stages: Sequence[Stage] = STAGES, profiles: Path = PROFILES) -> int:
     """Prints the estimate. Exit codes as those of a pipeline."""
     arguments = _parser().parse_args(argv)
-    try:
-        print(_cost(arguments, stages, profiles))
-        return OK
-    except RequestError as error:
-        print(error, file=sys.stderr)
-        return WRONG_REQUEST
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        return STOPPED
+    return exit_code(lambda: print(_cost(arguments, stages, profiles)))
 
 
 def _parser() -> argparse.ArgumentParser:

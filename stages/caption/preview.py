@@ -25,7 +25,7 @@ from cluster.alone import alone
 from cluster.artifacts import Artifact, commit
 from cluster.config import apply_settings, build_configs, find_profile, read_profile
 from cluster.dag import Context
-from cluster.errors import RequestError, UserError
+from cluster.errors import RequestError, exit_code
 from cluster.folder import Folder
 from stages.caption.asking import Asking, AskingConfig, Call, Dropped, Reading
 from stages.caption.engines import ENGINES
@@ -40,25 +40,20 @@ MAX_BYTES = 1 << 30
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 1 where the model can't be asked; 2 where the request was wrong."""
     arguments = _parser().parse_args(argv)
+    return exit_code(lambda: print(_preview(arguments)))
+
+
+def _preview(arguments: argparse.Namespace) -> str:
     stage, engine = arguments.engine, ENGINES[arguments.engine]
-    try:
-        config = read_config(stage, arguments.profile, arguments.settings)
-        row = _row(arguments)
-        with alone(stage) as context:
-            asking = engine.asks({engine.need: _as_input(engine.need, row, context)}, config, context)
-            if not arguments.run:
-                print(show_first_call(asking, config))
-                return 0
-            with opened(config, context) as model:
-                trial = try_rows(asking, config, context, model)
-            print(show_trial(trial, asking, config))
-    except RequestError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    config = read_config(stage, arguments.profile, arguments.settings)
+    row = _row(arguments)
+    with alone(stage) as context:
+        asking = engine.asks({engine.need: _as_input(engine.need, row, context)}, config, context)
+        if not arguments.run:
+            return show_first_call(asking, config)
+        with opened(config, context) as model:
+            trial = try_rows(asking, config, context, model)
+        return show_trial(trial, asking, config)
 
 
 def _parser() -> argparse.ArgumentParser:
