@@ -74,17 +74,24 @@ class EngineActor:
     async def retire(self, idle_seconds: float, stage: str = "", reason: str = "") -> bool:
         """Ends the process for good if nothing was asked of it for so long; says whether it does.
 
-        A reason goes into the run's record as an incident of `stage`.
+        A reason goes into the run's record as an incident of `stage`. Whatever is asked of it before the reply is
+        out keeps it alive.
         """
         if self._num_open or time.monotonic() - self._last_used < idle_seconds:
             return False
-        import ray
-
         if reason and not self._retiring:  # the asker may have given up waiting, so it is written here
             record.write_incident(self._root, self._run_id, stage, reason)
         self._retiring = True
-        threading.Timer(1.0, ray.kill, (self._handle,)).start()
+        asyncio.get_running_loop().call_later(1.0, self._leave)
         return True
+
+    def _leave(self) -> None:
+        import ray
+
+        if self._num_open:
+            self._retiring = False
+        else:
+            ray.kill(self._handle)
 
     async def generate(self, request: ChatRequest) -> ChatReply:
         """Answers one request; a fault of the request itself comes back as the reply's `error`."""

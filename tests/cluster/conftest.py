@@ -65,7 +65,7 @@ def ray_cluster(s3_endpoint: str) -> Iterator[str]:
     for attempt in range(3):
         try:
             info = ray.init(
-                address="local", num_cpus=4, resources={"vllm": 1, "train": 2}, include_dashboard=True,
+                address="local", num_cpus=4, resources={"vllm": 2, "train": 2}, include_dashboard=True,
                 dashboard_host="127.0.0.1", object_store_memory=100_000_000, log_to_driver=False,
             )  # fmt: skip
             break

@@ -19,8 +19,9 @@ from cluster.chat import ChatReply, ChatRequest
 from cluster.dag import Context
 from cluster.errors import UserError
 from cluster.folder import Folder
-from cluster.vllm import EngineSettings, RayEngine, get_engine
+from cluster.vllm import EngineSettings, get_engine
 from cluster.vllm_actor import EngineActor
+from cluster.vllm_pool import EnginePool
 from tests.stages.ingest.context import make_context
 from tests.tiny_qwen import make_model
 
@@ -49,7 +50,7 @@ def ask(key: object, *, image: bytes | None = None, text: str = "describe", **fi
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> EngineSettings:
     model = make_model(tmp_path_factory.mktemp("model"))
-    return EngineSettings(model=str(model), max_model_len=256, max_image_pixels=10_000, num_in_flight=32)
+    return EngineSettings(model=str(model), max_model_len=256, max_image_pixels=10_000, num_in_flight=16, num_engines=2)
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +59,12 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
 
 
 @pytest.fixture(scope="module")
-def engine(ray_cluster: str, settings: EngineSettings, context: Context) -> RayEngine:
-    return get_engine(settings, context)
+def engine(ray_cluster: str, settings: EngineSettings, context: Context) -> EnginePool:
+    """Two engines, which are all that the cluster has places for."""
+    pool = get_engine(settings, context)
+    while len(pool.infos) < 2:
+        list(pool.generate([ask("until the other one is ready", max_tokens=1)]))
+    return pool
 
 
 def by_key(replies: Iterator[ChatReply]) -> dict[str, ChatReply]:
@@ -68,7 +73,7 @@ def by_key(replies: Iterator[ChatReply]) -> dict[str, ChatReply]:
     return {reply.key: reply for reply in found}
 
 
-def test_answers_follow_the_schema_without_padding(engine: RayEngine):
+def test_answers_follow_the_schema_without_padding(engine: EnginePool):
     replies = by_key(engine.generate(ask(i, image=picture(i), temperature=1.0, seed=i) for i in range(24)))
     assert set(replies) == {str(i) for i in range(24)}
     for reply in replies.values():
@@ -80,7 +85,12 @@ def test_answers_follow_the_schema_without_padding(engine: RayEngine):
     assert len({reply.text for reply in replies.values()}) > 12
 
 
-def test_a_bad_request_fails_alone(engine: RayEngine):
+def died(context: Context) -> list[str]:
+    incidents = record.read_incidents(Folder(context.root), context.run_id)
+    return [incident["text"] for incident in incidents if "engine died" in incident["text"]]
+
+
+def test_a_bad_request_fails_alone(engine: EnginePool, context: Context):
     requests = [
         ask("first"),
         ask("garbage", image=b"no picture at all"),
@@ -104,10 +114,10 @@ def test_a_bad_request_fails_alone(engine: RayEngine):
     # special tokens in a text are dropped, so they can neither open a picture nor end the turn
     assert replies["first"].text == replies["last"].text == replies["special"].text != ""
     assert replies["first"].prompt_tokens == replies["special"].prompt_tokens
-    assert engine._losses == 0
+    assert not died(context)
 
 
-def test_sampling_depends_on_the_seed_alone(engine: RayEngine):
+def test_sampling_depends_on_the_seed_alone(engine: EnginePool):
     def sample(keys: range) -> dict[str, str]:
         requests = [ask(i, image=picture(i), temperature=1.0, seed=i) for i in keys]
         return {key: reply.text for key, reply in by_key(engine.generate(requests)).items()}
@@ -119,7 +129,7 @@ def test_sampling_depends_on_the_seed_alone(engine: RayEngine):
     assert again != together["0"]
 
 
-def test_seeded_noise_samples_the_models_distribution(engine: RayEngine):
+def test_seeded_noise_samples_the_models_distribution(engine: EnginePool):
     fields = {"schema": None, "max_tokens": 1}
     (greedy,) = engine.generate([ask("greedy", logprobs=20, **fields)])
     assert greedy.text == max(greedy.logprobs, key=greedy.logprobs.get)
@@ -135,7 +145,7 @@ def test_seeded_noise_samples_the_models_distribution(engine: RayEngine):
     assert abs(counts[first[0]] / both - expected) < 4 * math.sqrt(0.25 / both)
 
 
-def test_a_source_may_wait_for_replies(engine: RayEngine):
+def test_a_source_may_wait_for_replies(engine: EnginePool):
     """A retry that a reply asks for goes out before the source ends."""
     retries: collections.deque[ChatRequest] = collections.deque()
     num_open = 3
@@ -158,25 +168,65 @@ def test_a_source_may_wait_for_replies(engine: RayEngine):
         list(engine.generate(iter([None])))
 
 
-def test_stages_share_the_engine(engine: RayEngine, settings: EngineSettings, context: Context):
-    assert get_engine(settings, context).info["pid"] == engine.info["pid"]
+def test_requests_are_shared_out(engine: EnginePool, context: Context):
+    num_asked = []
+    for reply in engine.generate(ask(i, image=picture(i), max_tokens=8) for i in range(80)):
+        assert reply.error is None
+        num_asked.append([seat.num_flying for seat in engine._seats])
+    assert max(sum(flying) for flying in num_asked) > 16  # more than one engine takes
+    assert all(max(flying) <= 16 for flying in num_asked)
 
 
-def test_a_killed_engine_is_restarted_and_nothing_is_lost(engine: RayEngine, context: Context):
+def test_stages_share_the_engines(engine: EnginePool, settings: EngineSettings, context: Context):
+    """However many each wants: what has no place yet keeps nobody waiting."""
+    pids = {info["pid"] for info in engine.infos}
+    assert len(pids) == 2
+    for num_engines in (1, 3):
+        other = get_engine(settings.model_copy(update={"num_engines": num_engines}), context)
+        replies = by_key(other.generate(ask(i, max_tokens=2) for i in range(4)))
+        assert len(replies) == 4 and {info["pid"] for info in other.infos} <= pids
+    (waiting,) = [seat for seat in other._seats if seat.info is None]
+    assert waiting.state == "waiting for a place" and waiting.give_up() == []
+
+
+def test_a_killed_engine_is_restarted_and_nothing_is_lost(engine: EnginePool, context: Context):
     requests = [ask(i, image=picture(i), temperature=0.8, seed=i) for i in range(60)]
     undisturbed = {key: reply.text for key, reply in by_key(engine.generate(requests)).items()}
-    pid, replies = engine.info["pid"], []
+    pids, replies = [info["pid"] for info in engine.infos], []
     for reply in engine.generate(requests):
         replies.append(reply)
         if len(replies) == 10:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pids[0], signal.SIGKILL)
     assert {reply.key: reply.text for reply in replies} == undisturbed and len(replies) == 60
-    assert engine.info["pid"] != pid
-    incidents = record.read_incidents(Folder(context.root), context.run_id)
-    assert any("engine died" in incident["text"] for incident in incidents)
+    assert pids[0] not in [info["pid"] for info in engine.infos] and pids[1] in [info["pid"] for info in engine.infos]
+    assert len(died(context)) == 1
 
 
-def test_an_idle_engine_makes_room_and_a_bad_model_is_explained(engine: RayEngine, context: Context, tmp_path: Path):
+def test_a_request_that_kills_engines_is_given_up(engine: EnginePool, context: Context):
+    """A request that kills the engine that has it, twice: its row gets an error, the others their answers."""
+    requests = [ask(i, image=picture(i), max_tokens=8) for i in range(4)]
+    over = threading.Event()
+
+    def kill() -> None:
+        """Kills the engine while it has the request "poison", as a fault of the request would."""
+        killed: set[int] = set()
+        while len(killed) < 2 and not over.wait(0.001):
+            for seat in engine._seats:
+                keys = [sent.request.key for sent in list(seat._flying.values())]
+                if seat.info and "poison" in keys and seat.info["pid"] not in killed:
+                    killed.add(seat.info["pid"])
+                    os.kill(seat.info["pid"], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    replies = by_key(engine.generate([*requests, ask("poison", max_tokens=200)]))
+    over.set()
+    thread.join()
+    assert replies.pop("poison").error == "request: the engine died twice when it had this"
+    assert len(replies) == 4 and all(reply.error is None for reply in replies.values())
+
+
+def test_an_idle_engine_makes_room_and_a_bad_model_is_explained(engine: EnginePool, context: Context, tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="can't load the model") as caught:
         get_engine(EngineSettings(model=str(tmp_path)), context)
