@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -145,6 +146,47 @@ def proportion(
     return result
 
 
+def macro_mean(
+    values: np.ndarray,
+    categories: np.ndarray,
+    clusters: np.ndarray,
+    generator: np.random.Generator,
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = 2000,
+) -> Interval:
+    """The unweighted mean over categories of the mean over their items, with a bootstrap interval over clusters.
+
+    A cluster is drawn with all of its items, whatever their categories. A category that no drawn cluster has is left
+    out of that draw.
+    """
+    kept = ~np.isnan(np.asarray(values, dtype=np.float64))
+    categories = np.asarray(categories)[kept]
+    values, clusters = _scored(values, clusters)
+    if not len(values):
+        return Interval(math.nan, math.nan, math.nan, 0, 0)
+    category_names, category = np.unique(categories, return_inverse=True)
+    cluster_names, cluster = np.unique(clusters, return_inverse=True)
+    shape = (len(cluster_names), len(category_names))
+    sums, counts = np.zeros(shape), np.zeros(shape)
+    np.add.at(sums, (cluster, category), values)
+    np.add.at(counts, (cluster, category), 1)
+    mean = float((sums.sum(axis=0) / counts.sum(axis=0)).mean())
+    if shape[0] < 2:
+        return Interval(mean, math.nan, math.nan, len(values), shape[0])
+    batch = max(1, BATCH_ELEMENTS // shape[0])
+    means = []
+    for start in range(0, num_resamples, batch):
+        size = min(batch, num_resamples - start)
+        times_drawn = generator.multinomial(shape[0], np.full(shape[0], 1 / shape[0]), size=size)
+        drawn = times_drawn @ counts
+        shares = np.divide(times_drawn @ sums, drawn, out=np.full(drawn.shape, np.nan), where=drawn > 0)
+        means.append(np.nanmean(shares, axis=1))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    return Interval(mean, float(low), float(high), len(values), shape[0])
+
+
 def paired_difference(
     first: np.ndarray,
     second: np.ndarray,
@@ -182,6 +224,19 @@ def _sign_flip_p_value(sums: np.ndarray, generator: np.random.Generator, num_res
         signs = generator.integers(0, 2, size=(min(batch, num_resamples - start), len(sums))) * 2.0 - 1
         num_extreme += int((np.abs(signs @ sums) >= observed).sum())
     return (num_extreme + 1) / (num_resamples + 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number (Holm 1979): the chance of any false alarm among them is bounded.
+
+    Like Bonferroni's, but the k-th smallest of m counts m - k + 1 times only. A NaN is no test and stays NaN.
+    """
+    tested = [index for index, p in enumerate(p_values) if not math.isnan(p)]
+    corrected, largest = [math.nan] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(tested, key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(tested) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
 
 
 def agreement(first: np.ndarray, second: np.ndarray) -> Agreement:

@@ -1,8 +1,8 @@
 """From the per-sample table to every published figure: no image, model or accelerator is needed.
 
-Each figure is a mean over items (micro) with the number of scored items beside the number expected;
-`judge_overall_macro` is the unweighted mean over edit types of the judge's mean overall, as GEdit-Bench
-reports it.
+Each figure is a mean over items (micro) with the number of scored items beside the number expected. Rows of the
+edit type `macro` are the unweighted means over edit types of these types' means, as GEdit-Bench and ImgEdit-Bench
+report them; in a run's results the judge's is `judge_overall_macro`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stages.evaluate.statistics import Interval, agreement, bootstrap_mean, paired_difference, proportion
+from stages.evaluate.statistics import (
+    Interval,
+    agreement,
+    bootstrap_mean,
+    holm,
+    macro_mean,
+    paired_difference,
+    proportion,
+)
 
 ALL = "all"
+MACRO = "macro"
 YES_NO_METRICS = ("whole_scene_right", "edit_success", "preservation")
 JUDGE_METRICS = (
     "judge_overall",
@@ -80,6 +89,7 @@ COMPARISONS_SCHEMA = pa.schema(
         ("low", pa.float64()),
         ("high", pa.float64()),
         ("p_value", pa.float64()),
+        ("p_holm", pa.float64()),  # corrected for the pairs of methods that are compared on this metric and edit type
         ("num_items", pa.int64()),
         ("num_clusters", pa.int64()),
     ]
@@ -148,29 +158,28 @@ def _generator(seed: int, *names: str) -> np.random.Generator:
 def summarise(scores: pa.Table, *, seed: int, confidence: float, num_resamples: int) -> pa.Table:
     """Mean and interval of every method, edit type and metric that has a score: SUMMARY_SCHEMA."""
     columns = ScoreColumns.of(scores)
+    options: dict[str, Any] = {"confidence": confidence, "num_resamples": num_resamples}
     rows: list[dict[str, Any]] = []
+
+    def add(method: str, edit_type: str, metric: str, num_expected: int, interval: Interval) -> None:
+        if interval.num_items:
+            names = {"method": method, "edit_type": edit_type, "metric": metric, "num_expected": num_expected}
+            rows.append(names | dataclasses.asdict(interval))
+
     for method in columns.methods:
         for edit_type in columns.edit_types:
             chosen = columns.rows(method, edit_type)
             for metric in METRICS:
                 estimate: Callable[..., Interval] = proportion if metric in YES_NO_METRICS else bootstrap_mean
-                interval = estimate(
-                    columns.values[metric][chosen],
-                    columns.source_id[chosen].astype(str),
-                    _generator(seed, method, edit_type, metric),
-                    confidence=confidence,
-                    num_resamples=num_resamples,
-                )
-                if interval.num_items:
-                    rows.append(
-                        {
-                            "method": method,
-                            "edit_type": edit_type,
-                            "metric": metric,
-                            "num_expected": len(chosen),
-                        }
-                        | dataclasses.asdict(interval)
-                    )
+                values, sources = columns.values[metric][chosen], columns.source_id[chosen].astype(str)
+                interval = estimate(values, sources, _generator(seed, method, edit_type, metric), **options)
+                add(method, edit_type, metric, len(chosen), interval)
+        chosen = columns.rows(method, ALL)
+        types, sources = columns.edit_type[chosen].astype(str), columns.source_id[chosen].astype(str)
+        for metric in METRICS:
+            generator = _generator(seed, method, MACRO, metric)
+            interval = macro_mean(columns.values[metric][chosen], types, sources, generator, **options)
+            add(method, MACRO, metric, len(chosen), interval)
     return pa.Table.from_pylist([_without_nan(row) for row in rows], SUMMARY_SCHEMA)
 
 
@@ -200,6 +209,12 @@ def compare(scores: pa.Table, *, seed: int, confidence: float, num_resamples: in
                             {"first": first, "second": second, "edit_type": edit_type, "metric": metric}
                             | dataclasses.asdict(result)
                         )
+    families: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        families.setdefault((row["edit_type"], row["metric"]), []).append(row)
+    for family in families.values():
+        for row, corrected in zip(family, holm([row["p_value"] for row in family]), strict=True):
+            row["p_holm"] = corrected
     return pa.Table.from_pylist([_without_nan(row) for row in rows], COMPARISONS_SCHEMA)
 
 
@@ -235,11 +250,11 @@ def results(summary: pa.Table, methods: Sequence[str], num_expected: int) -> dic
     for method in methods:
         rows = [row for row in summary.to_pylist() if row["method"] == method]
         overall = {row["metric"]: row for row in rows if row["edit_type"] == ALL}
-        by_type = [row["mean"] for row in rows if row["metric"] == "judge_overall" and row["edit_type"] != ALL]
+        macro = {row["metric"]: row["mean"] for row in rows if row["edit_type"] == MACRO}
         counted = overall.get("whole_scene_right") or overall.get("judge_overall") or {"num_items": 0}
         means[method] = {metric: overall[metric]["mean"] if metric in overall else None for metric in METRICS}
         means[method] |= {
-            "judge_overall_macro": float(np.mean(by_type)) if by_type else None,
+            "judge_overall_macro": macro.get("judge_overall"),
             "num_items": counted["num_items"],
             "num_judged": overall["judge_overall"]["num_items"] if "judge_overall" in overall else 0,
             "num_expected": num_expected,

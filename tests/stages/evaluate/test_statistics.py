@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from stages.evaluate.statistics import agreement, bootstrap_mean, paired_difference, proportion, wilson
+from stages.evaluate.statistics import (
+    agreement,
+    bootstrap_mean,
+    holm,
+    macro_mean,
+    paired_difference,
+    proportion,
+    wilson,
+)
 
 
 def generator():
@@ -134,3 +142,31 @@ def test_agreement_by_hand():
 def test_kappa_is_undefined_where_both_always_say_yes():
     result = agreement(np.ones(5), np.ones(5))
     assert result.agreement == 1.0 and math.isnan(result.kappa)
+
+
+def test_macro_mean_by_hand():
+    # "a": (2 + 4 + 6) / 3 = 4, "b": 10; micro would be 22/4, macro is (4 + 10) / 2
+    values, categories = np.array([2.0, 4.0, 6.0, 10.0, np.nan]), np.array(list("aaabb"))
+    interval = macro_mean(values, categories, np.arange(5), generator())
+    assert interval.mean == 7.0 and (interval.num_items, interval.num_clusters) == (4, 4)
+    assert interval.low <= 7.0 <= interval.high
+    assert math.isnan(macro_mean(values, categories, np.zeros(5), generator()).low)  # one source: no interval
+
+
+def test_macro_mean_of_equal_categories_from_shared_sources_is_the_clustered_mean():
+    rng = np.random.default_rng(5)
+    clusters = np.repeat(np.arange(60), 2)
+    categories = np.tile(np.array(["a", "b"]), 60)
+    values = np.repeat(rng.normal(size=60), 2) + rng.normal(scale=0.1, size=120)
+    macro = macro_mean(values, categories, clusters, generator(), num_resamples=10_000)
+    micro = bootstrap_mean(values, clusters, generator(), num_resamples=10_000)
+    assert macro.mean == pytest.approx(micro.mean)
+    assert macro.low == pytest.approx(micro.low, abs=0.02) and macro.high == pytest.approx(micro.high, abs=0.02)
+
+
+def test_holm_by_hand():
+    # smallest first: 4 * 0.005, 3 * 0.01, 2 * 0.03, 1 * 0.04, and none below one before it
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+    corrected = holm([0.02, math.nan, 0.02])  # what was not tested is not counted
+    assert corrected[0] == corrected[2] == 0.04 and math.isnan(corrected[1])

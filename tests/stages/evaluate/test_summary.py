@@ -64,6 +64,27 @@ def test_results_of_the_run():
     assert values["copy"]["whole_scene_right"] == 0.0
 
 
+def test_macro_rows_weigh_edit_types_alike():
+    scores = table(
+        *(score("byg", str(i), judge_overall=2.0) for i in range(3)), score("byg", "9", "remove", judge_overall=10.0)
+    )
+    summary = summarise(scores, **OPTIONS)
+    assert figure(summary, "byg", "judge_overall")["mean"] == (2 * 3 + 10) / 4
+    macro = figure(summary, "byg", "judge_overall", "macro")
+    assert macro["mean"] == (2 + 10) / 2 and (macro["num_items"], macro["num_expected"]) == (4, 4)
+    assert results(summary, ["byg"], 4)["byg"]["judge_overall_macro"] == 6.0
+
+
+def test_many_comparisons_are_corrected():
+    levels = {"a": 1.0, "b": 2.0, "c": 3.0}
+    scores = table(*(score(m, str(i), judge_overall=v) for m, v in levels.items() for i in range(6)))
+    rows = [
+        r for r in compare(scores, **OPTIONS).to_pylist() if (r["edit_type"], r["metric"]) == ("all", "judge_overall")
+    ]
+    assert [r["p_value"] for r in rows] == [2 / 64] * 3  # of 6 sources' signs only all alike are as extreme
+    assert [r["p_holm"] for r in rows] == pytest.approx([6 / 64] * 3)
+
+
 def test_a_method_without_any_score_has_no_figures():
     scores = table(score("byg", "1", unscored="image: broken"))
     assert results(summarise(scores, **OPTIONS), ["byg"], 1)["byg"]["num_items"] == 0

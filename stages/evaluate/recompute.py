@@ -1,0 +1,228 @@
+"""Computes every figure of a finished run again from its tables of scores alone, and holds it against what was
+written: the figures' tables, the run's summary, and the judge's scores against its raw replies.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.artifacts import Artifact, Manifest, artifact_folder, read_artifact
+from cluster.errors import RequestError, UserError
+from cluster.folder import Folder
+from stages.evaluate.figures import Comparison, Figure, Problem, Rescored
+from stages.evaluate.judges.viescore.prompt import Scores, overall, parse
+from stages.evaluate.stage import EvaluateConfig
+from stages.evaluate.summary import ALL, MACRO, SCORES_SCHEMA, compare, judge_agreement, results, summarise
+
+SCORES = "scores.parquet"
+NAMES = ("method", "item_id", "source_id", "edit_type")
+JUDGED = {  # the columns that each raw reply gives
+    "judge_sc_text": ("judge_success", "judge_over_editing"),
+    "judge_pq_text": ("judge_naturalness", "judge_artifacts"),
+}
+TABLES = {  # the written tables, and what identifies a row of each
+    "figures/summary.parquet": ("method", "edit_type", "metric"),
+    "figures/comparisons.parquet": ("first", "second", "edit_type", "metric"),
+    "figures/agreement.parquet": ("method", "judge_metric"),
+}
+
+
+def recompute_run(summary_url: str) -> Rescored:
+    """Of the run whose `summary.json` (or `latest.json`) this is: every stage that has a table of scores is a task.
+
+    Raises:
+        RequestError: there is no such file, or it is no run's summary.
+        UserError: no stage of the run has scores.
+    """
+    if "://" not in summary_url:
+        summary_url = os.path.abspath(os.path.expanduser(summary_url))
+    place, _, name = summary_url.rpartition("/")
+    try:
+        summary = Folder(place).read_json(name)
+        stages = summary["stages"]
+    except OSError:
+        raise RequestError(f"{summary_url}: there is no such file. Give a run's summary.json.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"{summary_url}: is no run's summary ({error}).") from None
+    result, num_found = Rescored(), 0
+    for stage, record in stages.items():
+        artifact = _find(summary_url, stage, record)
+        if artifact is not None:
+            num_found += 1
+            try:
+                _recompute(artifact, summary.get("results") or {}, name, result)
+            except UserError as error:
+                result.problems.append(Problem(stage, "", str(error)))
+        elif stage.startswith("evaluate") and record.get("status") in ("ran", "cached"):
+            missing = f"its {SCORES} is neither under the summary's root nor at {record.get('artifact')}."
+            result.problems.append(Problem(stage, "", missing))
+    if not num_found:
+        raise UserError(f"{summary_url}: no stage of this run has a {SCORES} that can be found.")
+    return result
+
+
+def _find(summary_url: str, stage: str, record: Mapping[str, Any]) -> Artifact | None:
+    """The stage's artifact if it has scores: under the summary's own root, else where the run left it."""
+    fingerprint = record.get("fingerprint") or ""
+    levels = summary_url.rsplit("/", 3)[0], summary_url.rsplit("/", 2)[0]  # <root>/runs/<id>/summary.json, latest.json
+    recorded = (record.get("artifact") or "").rsplit("/", 2)[0]
+    for root in dict.fromkeys((*levels, recorded)):
+        if not fingerprint or not root or not artifact_folder(Folder(root), stage, fingerprint).exists(SCORES):
+            continue
+        artifact = read_artifact(Folder(root), stage, fingerprint)
+        if artifact is not None:
+            return artifact
+    return None
+
+
+def _recompute(artifact: Artifact, written_results: Mapping[str, Any], summary_name: str, result: Rescored) -> None:
+    task, folder, manifest = artifact.stage, artifact.folder, artifact.manifest
+    scores, unscored = _read_scores(folder, task)
+    result.problems += unscored
+    result.problems += _check_replies(task, scores)
+    options = _options(manifest)
+    tables = {
+        "figures/summary.parquet": summarise(scores, **options),
+        "figures/comparisons.parquet": compare(scores, **options),
+        "figures/agreement.parquet": judge_agreement(scores),
+    }
+    for name, table in tables.items():
+        if folder.exists(name):
+            result.problems += _differences(f"{task}/{name}", table, folder.read_table(name), TABLES[name])
+    summary = tables["figures/summary.parquet"]
+    methods = list(dict.fromkeys(scores["method"].to_pylist()))
+    num_expected = len(set(scores["item_id"].to_pylist()))
+    prefix = _prefix(manifest, methods)
+    for method, values in results(summary, methods, num_expected).items():
+        written = written_results.get(prefix + method)
+        for name, value in values.items() if written is not None else ():
+            if name in written and not _same(value, written[name]):
+                reason = f"the run wrote {written[name]}, its table of scores gives {value}."
+                result.problems.append(Problem(summary_name, f"results, {prefix + method}, {name}", reason))
+    result.figures += [_figure(task, row) for row in summary.to_pylist()]
+    result.figures += _agreement_figures(task, tables["figures/agreement.parquet"])
+    result.comparisons += [
+        Comparison(
+            task, r["first"], r["second"], f"{r['metric']}_mean", r["difference"], r["low"], r["high"], r["p_value"],
+            r["p_holm"], r["num_items"],
+        )
+        for r in tables["figures/comparisons.parquet"].to_pylist()
+        if r["edit_type"] == ALL
+    ]  # fmt: skip
+
+
+def _read_scores(folder: Folder, task: str) -> tuple[pa.Table, list[Problem]]:
+    """One row for every method and item, with the columns that are known today (an older run has fewer).
+
+    Of two rows for one item neither counts; those and missing ones become unscored rows.
+    """
+    try:
+        table = folder.read_table(SCORES)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{folder.path(SCORES)}: can't be read ({error}), so {task} has no figures.") from None
+    if not set(NAMES) <= set(table.column_names):
+        raise UserError(f"{folder.path(SCORES)}: has no columns {', '.join(NAMES)}, which every figure needs.")
+    columns = [
+        table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(table.num_rows, f.type)
+        for f in SCORES_SCHEMA
+    ]
+    rows = pa.Table.from_arrays(columns, schema=SCORES_SCHEMA).to_pylist()
+    times = collections.Counter((row["method"], row["item_id"]) for row in rows)
+    known = {(row["method"], row["item_id"]): row for row in rows}
+    items = {row["item_id"]: {name: row[name] for name in NAMES if name != "method"} for row in rows}
+    whole = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        for item_id, names in items.items():
+            if times[method, item_id] == 1:
+                whole.append(known[method, item_id])
+            else:
+                reason = "there are two rows for it" if times[method, item_id] else "there is no row for it"
+                whole.append(names | {"method": method, "unscored": reason})
+    return pa.Table.from_pylist(whole, SCORES_SCHEMA), [
+        Problem(f"{task}/{SCORES}", f"{row['method']} {row['item_id']}", f"unscored ({row['unscored']}).")
+        for row in whole
+        if row["unscored"]
+    ]
+
+
+def _options(manifest: Manifest) -> dict[str, Any]:
+    """How the stage was told to compute its figures; the defaults where the manifest doesn't say."""
+    names = ("seed", "confidence", "num_resamples")
+    return {name: manifest.config.get(name, EvaluateConfig.model_fields[name].default) for name in names}
+
+
+def _prefix(manifest: Manifest, methods: Sequence[str]) -> str:
+    """What the run put before this stage's methods in its results."""
+    written = list(manifest.figures.get("results") or {})
+    return written[0].removesuffix(methods[0]) if written and methods else ""
+
+
+def _check_replies(task: str, scores: pa.Table) -> Iterable[Problem]:
+    """Rows whose judge's scores are not what its raw replies say."""
+    names = [name for text, columns in JUDGED.items() for name in (text, *columns)]
+    for row in scores.select(["method", "item_id", "judge_overall", *names]).to_pylist():
+        if row["judge_sc_text"] is None and row["judge_pq_text"] is None:
+            continue
+        read = {text: parse(row[text] or "") for text in JUDGED}
+        said: dict[str, float | None] = {}
+        for text, columns in JUDGED.items():
+            scored = read[text]
+            pair = (scored.first, scored.second) if isinstance(scored, Scores) else (None, None)
+            said |= dict(zip(columns, pair, strict=True))
+        both = list(read.values())
+        said["judge_overall"] = overall(*both) if all(isinstance(s, Scores) for s in both) else None
+        for name, value in said.items():
+            if not _same(value, row[name]):
+                reason = f"has {row[name]}, the judge's raw reply says {value}."
+                yield Problem(f"{task}/{SCORES}", f"{row['method']} {row['item_id']} {name}", reason)
+
+
+def _same(first: Any, second: Any) -> bool:
+    numbers = (int, float)
+    if isinstance(first, numbers) and isinstance(second, numbers):
+        return math.isclose(first, second, rel_tol=1e-9, abs_tol=1e-12)
+    return first == second
+
+
+def _differences(name: str, computed: pa.Table, written: pa.Table, keys: Sequence[str]) -> Iterable[Problem]:
+    """Rows of a written table that are not what the scores give, in the columns and kinds of rows that it has."""
+
+    def by_key(table: pa.Table) -> dict[tuple[str, ...], dict[str, Any]]:
+        return {tuple(row[key] for key in keys): row for row in table.to_pylist()}
+
+    ours, theirs = by_key(computed), by_key(written)
+    has_macro = any(MACRO in key for key in theirs)  # runs before there was such a row have none
+    for key in ours.keys() | theirs.keys() if has_macro else {k for k in ours if MACRO not in k} | theirs.keys():
+        if key not in ours or key not in theirs:
+            where = "the run wrote this row, its scores don't give it" if key in theirs else "the run lacks this row"
+            yield Problem(name, " ".join(key), f"{where}.")
+            continue
+        for column in written.column_names:
+            if column in computed.column_names and not _same(ours[key][column], theirs[key][column]):
+                reason = f"the run wrote {theirs[key][column]}, its table of scores gives {ours[key][column]}."
+                yield Problem(name, f"{' '.join(key)} {column}", reason)
+
+
+def _figure(task: str, row: Mapping[str, Any]) -> Figure:
+    kind = {ALL: "micro_mean", MACRO: "macro_mean"}.get(row["edit_type"], "mean")
+    category = ALL if row["edit_type"] in (ALL, MACRO) else row["edit_type"]
+    return Figure(
+        task, row["method"], f"{row['metric']}_{kind}", row["mean"], row["num_items"], row["num_expected"], row["low"],
+        row["high"], category,
+    )  # fmt: skip
+
+
+def _agreement_figures(task: str, agreement: pa.Table) -> list[Figure]:
+    figures = []
+    for row in agreement.to_pylist():
+        what = f"{row['judge_metric']}_with_{row['oracle_metric']}"
+        for name in ("agreement", "kappa"):
+            n = row["num_items"]
+            figures.append(Figure(task, row["method"], f"{what}_{name}", row[name], n, n))
+    return figures
