@@ -32,6 +32,11 @@ Method = Literal[
 ClipMethod = Literal["byg_video", "untrained", "copy", "regenerate", "sdedit", "flowedit"]  # on items that are clips
 CustomizationMethod = Literal["customization", "untrained", "copy", "regenerate"]  # the object in another setting
 VIDEO_METHODS = ("video4edit", "zero_shot_i2v")  # they make a clip with a model of their own, and keep its last frame
+CAPTIONS = {
+    "regenerate": ("tgt_caption",),
+    "sdedit": ("tgt_caption",),
+    "flowedit": ("src_caption", "tgt_caption"),
+}  # what they draw from, instead of the instruction
 ADAPTER_STAGES = {
     "byg": "train_byg",
     "np_edit": "train_np_edit",

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from cluster.config import StageConfig, runtime
 from stages.edit.editors import ADAPTER_STAGES, VIDEO_METHODS, ClipMethod, CustomizationMethod, Method
+from stages.edit.folders import FolderSettings
 from stages.edit.pipelines import PipelineSettings
 from stages.edit.strength import TUNED
 from stages.train.backbones.models import Device, Dtype, model_sources, resolved_model
@@ -79,13 +80,23 @@ class EditSettings(StageConfig):
 
     @property
     def all_methods(self) -> tuple[str, ...]:
-        """The methods, and after them the adapters and pipelines by their names."""
-        return (*self.methods, *self.adapters, *self.other_pipelines)
+        """The methods, and after them the adapters, pipelines and folders by their names."""
+        return (*self.methods, *self.adapters, *self.other_pipelines, *self.picture_folders)
 
     @property
     def other_pipelines(self) -> Mapping[str, PipelineSettings]:
         """Other people's editors, by name."""
         return {}
+
+    @property
+    def picture_folders(self) -> Mapping[str, FolderSettings]:
+        """What somebody else's editors made, by name."""
+        return {}
+
+    @property
+    def pixels(self) -> int | None:
+        """How many a picture is scaled to before it is edited; None: it stays as it is."""
+        return None
 
     @property
     def clip_length(self) -> int:
@@ -96,10 +107,10 @@ class EditSettings(StageConfig):
     def _methods_differ(self) -> Self:
         if len(set(self.methods)) < len(self.methods):
             raise ValueError("name each method once")
-        others = [*self.adapters, *self.other_pipelines]
+        others = [*self.adapters, *self.other_pipelines, *self.picture_folders]
         known = {name for kind in (Method, ClipMethod, CustomizationMethod) for name in get_args(kind)}
         if taken := sorted({name for name in others if name in known or others.count(name) > 1}):
-            raise ValueError(f"{taken[0]} is here already; give the adapter or pipeline another name")
+            raise ValueError(f"{taken[0]} is here already; give the adapter, pipeline or folder another name")
         return self
 
     @field_validator(*TUNED.values())
@@ -116,7 +127,32 @@ class EditSettings(StageConfig):
         return self
 
 
-class EditConfig(EditSettings):
+class EditPicturesSettings(EditSettings):
+    """What the two stages that edit pictures share."""
+
+    folders: dict[EditorName, FolderSettings] = Field(
+        {},
+        description="Pictures that others made, by the names that they get beside the methods; see docs/benchmarks.md.",
+    )
+    num_pixels: int | None = Field(
+        None,
+        ge=1024,
+        description="Pictures are scaled to about so many before they are edited, their sides multiples of 32; edits "
+        "are scaled back where they are scored. None: each keeps its size.",
+    )
+
+    @property
+    def picture_folders(self) -> Mapping[str, FolderSettings]:
+        """What somebody else's editors made, by name."""
+        return self.folders
+
+    @property
+    def pixels(self) -> int | None:
+        """How many a picture is scaled to before it is edited; None: it stays as it is."""
+        return self.num_pixels
+
+
+class EditConfig(EditPicturesSettings):
     """Which methods edit pictures, and how they sample."""
 
     methods: tuple[Method, ...] = Field(
@@ -152,7 +188,7 @@ class EditVideoConfig(EditSettings):
         return self.num_frames
 
 
-class EditCustomizationConfig(EditSettings):
+class EditCustomizationConfig(EditPicturesSettings):
     """Which methods show a picture's object in another setting, and how they sample."""
 
     prefix: ClassVar[str] = "customization_"
@@ -171,4 +207,5 @@ def edit_sources(config: EditSettings) -> Sequence[str]:
     adapters = [resolved_model(folder) for folder in config.adapters.values()]
     if set(VIDEO_METHODS) & set(config.methods):
         models.append(config.video.model)
-    return [*(source for model in models for source in model_sources(model)), *adapters]
+    folders = [settings.path for settings in config.picture_folders.values()]
+    return [*(source for model in models for source in model_sources(model)), *adapters, *folders]

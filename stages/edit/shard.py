@@ -7,7 +7,7 @@ import gc
 import io
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from PIL import Image
@@ -26,6 +26,7 @@ from stages.edit.editors import (
     Regenerate,
     SDEdit,
 )
+from stages.edit.folders import Found, read_edit
 from stages.edit.pipelines import PipelineEditor, load_pipeline
 from stages.edit.settings import EditSettings
 from stages.edit.strength import SCORES_SCHEMA, score_edit
@@ -43,6 +44,7 @@ EDITS_SCHEMA = pa.schema(
         ("image", pa.binary()),
         ("seconds", pa.float64()),
         ("clip", pa.binary()),
+        ("reason", pa.string()),  # why there is no picture
     ]
 )
 
@@ -81,16 +83,35 @@ class EditShard:
     config: EditSettings
     out: Folder
     stage: str = "edit"
+    found: Mapping[str, Found] = dataclasses.field(default_factory=dict)
+    """The pictures of `config.picture_folders`."""
     sampler: Sampler | None = None
     sampler_of: tuple[bool, str | None] | None = None
     pipeline: PipelineEditor | None = None
 
     def __call__(self, shard: str) -> None:
         task = self.shards[shard]
+        rows = self._given(task) if task.method in self.found else self._edited(task)
+        order = {item_id: place for place, item_id in enumerate(task.item_ids)}
+        rows.sort(key=lambda row: order[row["item_id"]])
+        schema = SCORES_SCHEMA if task.tuning else EDITS_SCHEMA
+        self.out.write_table(shard, pa.Table.from_pylist(rows, schema))
+
+    def _given(self, task: Task) -> list[dict[str, Any]]:
+        """What somebody else's editor made of the items; there are no seconds."""
+        found, settings = self.found[task.method], self.config.picture_folders[task.method]
+        return [
+            {"item_id": item.item_id, "method": task.method} | read_edit(found, settings, item.item_id, item.image.size)
+            for items, _ in batches(task.benchmark, task.item_ids, self.config.batch_size)
+            for item in items
+        ]
+
+    def _edited(self, task: Task) -> list[dict[str, Any]]:
         editor = self._editor(task)
         rows = []
         length, size = self.config.clip_length, self.config.batch_size
-        for items, metadata in batches(task.benchmark, task.item_ids, size, length):
+        num_pixels = None if task.method == "copy" or task.tuning else self.config.pixels
+        for items, metadata in batches(task.benchmark, task.item_ids, size, length, num_pixels):
             started = time.monotonic()
             edits = editor.edit(items)
             seconds = (time.monotonic() - started) / len(items)
@@ -100,10 +121,7 @@ class EditShard:
                 else:
                     row = {"item_id": item.item_id, "method": task.method, "seconds": seconds}
                     rows.append(row | self._stored(item, edit))
-        order = {item_id: place for place, item_id in enumerate(task.item_ids)}
-        rows.sort(key=lambda row: order[row["item_id"]])
-        schema = SCORES_SCHEMA if task.tuning else EDITS_SCHEMA
-        self.out.write_table(shard, pa.Table.from_pylist(rows, schema))
+        return rows
 
     def _stored(self, item: Item, edit: Picture) -> dict[str, bytes | None]:
         """The edit's picture, of a clip its last frame; and the clip where items are clips or it is wanted."""

@@ -9,8 +9,9 @@ from cluster.dag import Context
 from cluster.errors import UserError
 from cluster.folder import Folder
 from cluster.shards import name_shards, run_shards
-from stages.edit.benchmark import item_ids_of
-from stages.edit.editors import ADAPTER_STAGES, VIDEO_METHODS
+from stages.edit.benchmark import check_captions, given_benchmark, item_ids_of
+from stages.edit.editors import ADAPTER_STAGES, CAPTIONS, VIDEO_METHODS
+from stages.edit.folders import Found, find_pictures
 from stages.edit.pipelines import pipeline_class
 from stages.edit.settings import EditSettings
 from stages.edit.shard import EditShard, Task, Trained
@@ -22,25 +23,31 @@ from stages.train.methods.settings import SETTINGS
 def edit_images(inputs: Mapping[str, Artifact], config: EditSettings, context: Context) -> None:
     """Writes `edits/<method>/*.parquet`, a row for each item and method; of clips `image` is the last frame.
 
-    Needs the artifact `benchmark`; for each trained method the stage that ADAPTER_STAGES names; `validation` if a
-    strength of SDEdit or a start of FlowEdit is to be chosen: the comparison is left in `strengths.parquet`. To edit
-    clips they are `video_benchmark` and `video_validation`.
+    Needs the artifact `benchmark` or `ingest_benchmark`; for each trained method the stage that ADAPTER_STAGES names;
+    `validation` if a strength of SDEdit or a start of FlowEdit is to be chosen: the comparison is left in
+    `strengths.parquet`. To edit clips they are `video_benchmark` and `video_validation`. An item that somebody else's
+    editor gave no usable picture of has the reason instead.
 
     Raises:
         UserError: an artifact that a method needs is missing or of another model; an item is doubled,
-            unreadable or of a size that the model can't work on; a model or an adapter can't be loaded; there
-            is no method.
+            unreadable, without a caption that a method needs, or of a size that the model can't work on; a model, an
+            adapter or a folder of pictures can't be loaded; there is no method.
     """
     if not config.all_methods:
         raise UserError(f"{context.stage}: no method is named. Give some with --set '{context.stage}.methods=[...]'.")
-    given = inputs[config.prefix + "benchmark"]
+    given = given_benchmark(inputs, config.prefix)
     benchmark = given.folder
     trained = _trained(inputs, config, context.stage)
     times = _few_step_times(inputs, config)
     for name, settings in config.other_pipelines.items():
         pipeline_class(name, settings)  # a wrong one shows now, not when its turn comes
     item_ids = item_ids_of(benchmark)
-    context.log_input(config.prefix + "benchmark", given.fingerprint, len(item_ids))
+    context.log_input(given.stage, given.fingerprint, len(item_ids))
+    captioned = {method: CAPTIONS[method] for method in config.methods if method in CAPTIONS}
+    check_captions(benchmark, captioned, context.stage)
+    found = {name: find_pictures(name, one, item_ids) for name, one in config.picture_folders.items()}
+    for name, pictures in found.items():
+        _tell(name, pictures, len(item_ids), context)
     strengths = {method: getattr(config, TUNED[method])[0] for method in TUNED if method in config.methods}
 
     def tasks(methods: Sequence[str]) -> dict[str, Task]:
@@ -54,12 +61,12 @@ def edit_images(inputs: Mapping[str, Artifact], config: EditSettings, context: C
     if tuning:
         waiting = {task.method for task in tuning.values()}
         others = [method for method in config.all_methods if method not in waiting]
-        _run(tasks(others) | tuning, trained, config, context)
+        _run(tasks(others) | tuning, trained, found, config, context)
         compared = {name: (task.method, task.strength) for name, task in tuning.items()}
         table = compare_strengths(context.out, compared)
         context.out.write_table("strengths.parquet", table)
         strengths |= chosen_strengths(table.to_pylist())
-    _run(tasks(config.all_methods), trained, config, context)
+    _run(tasks(config.all_methods), trained, found, config, context)
     context.set_figures({TUNED[method].removesuffix("s"): strength for method, strength in strengths.items()})
     context.set_rows(len(item_ids) * len(config.all_methods))
 
@@ -84,10 +91,30 @@ def _tuning_tasks(inputs: Mapping[str, Artifact], config: EditSettings, stage: s
     return tasks
 
 
-def _run(shards: Mapping[str, Task], trained: Mapping[str, Trained], config: EditSettings, context: Context) -> None:
+def _tell(name: str, found: Found, num_items: int, context: Context) -> None:
+    """Says at once what of somebody else's pictures won't be scored."""
+    if missing := num_items - len(found.files):
+        context.incident(f"{context.stage}.folders.{name}: {missing} of {num_items} items have no picture; unscored.")
+    if doubled := {item_id: files for item_id, files in found.files.items() if len(files) > 1}:
+        files = " and ".join(next(iter(doubled.values()))[:2])
+        context.incident(f"{context.stage}.folders.{name}: {len(doubled)} items have two pictures ({files}); unscored.")
+    if found.unknown:
+        context.incident(
+            f"{context.stage}.folders.{name}: {len(found.unknown)} pictures belong to no item, such as "
+            f"{found.unknown[0]}."
+        )
+
+
+def _run(
+    shards: Mapping[str, Task],
+    trained: Mapping[str, Trained],
+    found: Mapping[str, Found],
+    config: EditSettings,
+    context: Context,
+) -> None:
     run_shards(
         list(shards),
-        EditShard(shards, trained, config, context.out, context.stage),
+        EditShard(shards, trained, config, context.out, context.stage, found),
         context=context,
         num_workers=config.num_workers,
         num_cpus=config.num_cpus,

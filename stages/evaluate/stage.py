@@ -100,6 +100,8 @@ class MeasureShard:
             "source_sha256": hashlib.sha256(item["image"]).hexdigest(),
             "image_sha256": hashlib.sha256(edit["image"] or b"").hexdigest(),
         }
+        if edit.get("reason"):
+            return row | {"unscored": f"image: {edit['reason']}"}
         try:
             source = read_image(item["image"])
             image = read_image(edit["image"] or b"")
@@ -173,7 +175,10 @@ def evaluate_edits(inputs: Mapping[str, Artifact], config: EvaluateConfig, conte
     means = results(summary, methods, len(items))
     figures = {config.prefix + method: values for method, values in means.items()}
     context.set_rows(scores.num_rows)
-    context.set_figures({"results": figures, "num_unscored": _num_unscored(scores)})
+    incomplete = _incomplete(scores)
+    for line in incomplete:
+        context.incident(f"{context.stage}: {line}")
+    context.set_figures({"results": figures, "num_unscored": _num_unscored(scores), "incomplete": incomplete})
     for method, values in figures.items():
         context.log_metrics({f"{method}/{name}": v for name, v in values.items() if v is not None}, step=0)
 
@@ -244,9 +249,28 @@ def _join(out: Folder, items: Mapping[str, Mapping[str, Any]], methods: Sequence
     rows = []
     for method in methods:
         for item_id, item in items.items():
-            row = parts.get((item_id, method), {"unscored": "missing: the method gave no image"})
-            rows.append(dict(item) | {"method": method} | row)
+            absent = {"unscored": item.get("unscored", "missing: the method gave no image")}
+            rows.append(dict(item) | {"method": method} | parts.get((item_id, method), absent))
     return pa.Table.from_pylist(rows, SCORES_SCHEMA)
+
+
+def _incomplete(scores: pa.Table) -> list[str]:
+    """A line for each method that lacks a picture of an item, its source's or its edit's; a judge's silence is none."""
+    lines = []
+    reasons: dict[str, list[tuple[str, str]]] = {}
+    for method, item_id, reason in zip(
+        *(scores[name].to_pylist() for name in ("method", "item_id", "unscored")), strict=True
+    ):
+        found = reasons.setdefault(method, [])
+        if reason and reason.startswith(("benchmark:", "image:", "missing:")):
+            found.append((item_id, reason))
+    for method, found in reasons.items():
+        if found:
+            num_items = sum(name == method for name in scores["method"].to_pylist())
+            lines.append(
+                f"{method} has pictures of {num_items - len(found)} of {num_items} items; {found[0][0]}: {found[0][1]}"
+            )
+    return lines
 
 
 def _num_unscored(scores: pa.Table) -> int:

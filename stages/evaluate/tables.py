@@ -16,6 +16,7 @@ from cluster.errors import UserError
 from cluster.folder import Folder
 
 BENCHMARK = "benchmark"
+MISSING_COLUMNS = ("item_id", "source_id", "edit_type", "reason")  # of items that a copy of the benchmark lacks
 BENCHMARK_COLUMNS = ("item_id", "source_id", "image", "edit_type", "instruction", "metadata")
 EDITS_COLUMNS = ("item_id", "method", "image", "seconds")
 MAX_PIXELS = 50_000_000
@@ -55,12 +56,18 @@ def find_benchmark(inputs: Mapping[str, Artifact]) -> tuple[str, Benchmark]:
 
 
 def read_items(benchmark: Benchmark) -> dict[str, dict[str, Any]]:
+    """What the scores say about every item; of those that should be there and aren't, too: `unscored` says why."""
     items: dict[str, dict[str, Any]] = {}
     for name in benchmark.names:
         for row in benchmark.folder.read_table(name, ["item_id", "source_id", "edit_type"]).to_pylist():
             if row["item_id"] in items:
                 raise UserError(f"evaluate: {benchmark.folder.path(name)} has item {row['item_id']!r} twice.")
             items[row["item_id"]] = row
+    for name in benchmark.folder.list(".parquet", recursive=True):
+        if name.startswith("missing/"):
+            for row in benchmark.folder.read_table(name, list(MISSING_COLUMNS)).to_pylist():
+                row["unscored"] = f"benchmark: {row.pop('reason')}"
+                items[row["item_id"]] = row
     return items
 
 
@@ -96,20 +103,24 @@ def check_edits(files: Mapping[str, EditsFile], items: Mapping[str, Any]) -> lis
 
 
 def pairs(benchmark: Benchmark, file: EditsFile) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Each edit of a file with its item; both have a `clip` where their tables do."""
-    edits = file.folder.read_table(file.name, _with_clip(file.folder, file.name, EDITS_COLUMNS)).to_pylist()
+    """Each edit of a file with its item; both have a `clip`, and edits a `reason`, where their tables do."""
+    edits = file.folder.read_table(file.name, _present(file.folder, file.name, EDITS_COLUMNS)).to_pylist()
     wanted = {edit["item_id"] for edit in edits}
     items = {}
     for name in benchmark.names:
-        table = benchmark.folder.read_table(name, _with_clip(benchmark.folder, name, BENCHMARK_COLUMNS))
-        chosen = pa.array([item_id in wanted for item_id in table["item_id"].to_pylist()])
+        ids = benchmark.folder.read_table(name, ["item_id"])["item_id"].to_pylist()
+        if wanted.isdisjoint(ids):
+            continue
+        table = benchmark.folder.read_table(name, _present(benchmark.folder, name, BENCHMARK_COLUMNS))
+        chosen = pa.array([item_id in wanted for item_id in ids])
         items |= {row["item_id"]: row for row in table.filter(chosen).to_pylist()}
     for edit in edits:
         yield items[edit["item_id"]], edit
 
 
-def _with_clip(folder: Folder, name: str, columns: tuple[str, ...]) -> list[str]:
-    return [*columns, *(("clip",) if "clip" in _columns(folder, name) else ())]
+def _present(folder: Folder, name: str, columns: tuple[str, ...]) -> list[str]:
+    there = _columns(folder, name)
+    return [*columns, *(column for column in ("clip", "reason") if column in there)]
 
 
 def read_image(data: bytes) -> Image.Image:

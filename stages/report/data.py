@@ -92,6 +92,7 @@ class ReportData:
     num_rows: dict[str, int]  # rows by stage
     tables: dict[str, pa.Table]  # what is written as CSV
     items: str = "edits"  # what the figures are about
+    benchmark: str = ""  # the title of a benchmark on disk, which says if they are of a trial subset
     others: tuple[ReportData, ...] = ()  # the same about clips, and about objects in other settings
 
     def anchor(self, section: str) -> str:
@@ -143,7 +144,14 @@ def _figures(
         "confidence": config.get("confidence", 0.95),
         "gallery": _gallery(inputs, scores, num_gallery),
         "tables": tables,
+        "benchmark": _benchmark_title(inputs, stage),
     }, scores
+
+
+def _benchmark_title(inputs: Mapping[str, Artifact], stage: str) -> str:
+    kind = stage.removeprefix("evaluate").removeprefix("_")
+    artifact = inputs.get(f"ingest_{kind}_benchmark" if kind else "ingest_benchmark")
+    return artifact.folder.read_json("benchmark.json")["title"] if artifact else ""
 
 
 def _read_figures(artifact: Artifact | None) -> dict[str, pa.Table]:

@@ -69,7 +69,9 @@ def lead(data: ReportData) -> str:
     """
     star, metric = star_method(data), primary_metric(data)
     if star is None or metric is None:
-        return "It shows what ran and what was made so far."
+        return (
+            f"It shows what ran and what was made so far{f', on {escape(data.benchmark)}' if data.benchmark else ''}."
+        )
     sentences = []
     if words.method(star).role == "ours":
         sentences.append(f"{escape(words.method(star).label)} learned from {words.LEARNED_FROM[data.items]}.")
@@ -101,13 +103,11 @@ def lead(data: ReportData) -> str:
             f"Trained on the true pairs instead, the same model reaches "
             f"{words.value(metric, _mean(data, bound, metric))}."
         )
+    measured = f"Measured on {data.num_expected:,} held-out {data.items}"
     if metric == "whole_scene_right":
-        sentences.append(
-            f"Measured on {data.num_expected:,} held-out {data.items}: exactly right means that "
-            f"{words.EXACTLY_RIGHT[data.items]}."
-        )
+        sentences.append(f"{measured}: exactly right means that {words.EXACTLY_RIGHT[data.items]}.")
     else:
-        sentences.append(f"Measured on {data.num_expected:,} held-out {data.items}.")
+        sentences.append(f"{measured}{f' ({escape(data.benchmark)})' if data.benchmark else ''}.")
     return " ".join(sentences)
 
 

@@ -242,8 +242,12 @@ def test_bad_items_are_named(given, run, tmp_path):
         run(benchmark("doubled", rows + rows[:1]), methods=("copy",))
     buffer = io.BytesIO()
     Image.new("RGB", (20, 32)).save(buffer, format="PNG")
+    odd = benchmark("odd", [*rows[:2], rows[2] | {"image": buffer.getvalue()}])
     with pytest.raises(UserError, match=f"{rows[2]['item_id']}' is 20x32 pixels"):
-        run(benchmark("odd", [*rows[:2], rows[2] | {"image": buffer.getvalue()}]), methods=("regenerate",))
+        run(odd, methods=("regenerate",))
+    scaled, _ = run(odd, "scaled", methods=("regenerate", "copy"), num_pixels=1024)
+    shapes = {key: pixels(data).shape for key, data in edits(scaled).items()}
+    assert shapes[rows[2]["item_id"], "regenerate"] == (32, 32, 3) and shapes[rows[2]["item_id"], "copy"] == (32, 20, 3)
     with pytest.raises(UserError, match="has no items"):
         run(benchmark("empty", []), methods=("copy",))
 
