@@ -1,0 +1,183 @@
+"""A finished run's edits in the folders and names that a benchmark's official scripts read.
+
+    python -m stages.evaluate.export --run runs/runs/latest.json --layout gedit --out results
+
+gedit    METHOD/fullset/TASK/LANGUAGE/KEY.png, and the source beside it as KEY_SRCIMG.png
+imgedit  METHOD/KEY.png; where its judge was asked, its result.json, average_score.json and typescore.json, too
+items    METHOD/ITEM_ID.png, for every other benchmark, and for edit.folders of another run
+
+Exit code 1 if an item has no picture: the official scripts would wait for it or leave it out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import io
+import json
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow.parquet as pq
+from PIL import Image
+
+from cluster.artifacts import MANIFEST, artifact_folder
+from cluster.errors import FAILED, OK, RequestError, exit_code
+from cluster.folder import Folder
+from stages.evaluate.imgedit_scores import write_scores
+from stages.evaluate.tables import BENCHMARK_COLUMNS, EDITS_COLUMNS, read_image
+
+LAYOUTS = ("gedit", "imgedit", "items")
+EDIT_STAGES = ("edit", "edit_customization")
+REPLY_COLUMNS = ("item_id", "method", "call", "text")  # of a table of the judge's raw replies
+IMGEDIT_CALL = "imgedit"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0, 1 where pictures are missing, 2 for a run that can't be exported so."""
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", required=True, metavar="SUMMARY", help="a finished run's summary.json or latest.json")
+    parser.add_argument("--layout", required=True, choices=LAYOUTS)
+    parser.add_argument("--out", required=True, metavar="DIR", help="a path or an fsspec URL")
+    parser.add_argument("--stage", default="edit", choices=EDIT_STAGES, help="whose edits (%(default)s)")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="all, if none is named")
+    return exit_code(lambda: _export(parser.parse_args(argv)))
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    summary = _read_summary(arguments.run)
+    edits = _artifact(summary, arguments.run, arguments.stage)
+    benchmark = _benchmark(summary, arguments.run, arguments.stage)
+    items = _items(benchmark, arguments.layout)
+    out, counts = Folder(arguments.out), collections.Counter()
+    lacking: dict[str, str] = {}
+    for row in _rows(edits, EDITS_COLUMNS, ("reason",)):
+        method = row["method"]
+        if arguments.methods and method not in arguments.methods:
+            continue
+        try:
+            image = read_image(row["image"] or b"")
+        except (OSError, ValueError, SyntaxError):
+            lacking.setdefault(method, f"{row['item_id']} ({row.get('reason') or 'it has no picture'})")
+            counts[method] += 0
+            continue
+        name = _name(arguments.layout, method, row["item_id"])
+        out.write_bytes(f"{name}.png", _as_png(row["image"], image), durable=False)
+        counts[method] += 1
+    if not counts:
+        raise RequestError(f"{arguments.run}: {arguments.stage} has no edits by {arguments.methods or 'any method'}.")
+    if arguments.layout == "gedit":
+        _write_sources(out, benchmark, list(counts))
+    if arguments.layout == "imgedit":
+        _write_judged(out, summary, arguments.run, {item_id: row["edit_type"] for item_id, row in items.items()})
+    num_expected = _num_expected(benchmark, len(items))
+    for method, count in counts.items():
+        example = f"; without a picture is {lacking[method]}" if method in lacking else ""
+        print(f"{out.path(method)}: {count} of {num_expected} pictures{example}")
+    return OK if all(count == num_expected for count in counts.values()) else FAILED
+
+
+def _read_summary(path: str) -> Mapping[str, Any]:
+    parent, name = posixpath.split(path)
+    try:
+        summary = Folder(parent or ".").read_json(name)
+        return summary["stages"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RequestError(f"{path} is no summary.json of a run. It stands in ROOT/runs/RUN_ID/.") from None
+
+
+def _artifact(stages: Mapping[str, Any], summary: str, name: str) -> Folder:
+    """The stage's artifact: under the summary's own root, which may have moved, else where the run left it."""
+    stage = stages.get(name)
+    if not stage or stage["status"] not in ("ran", "cached"):
+        raise RequestError(f"{summary}: the run has no finished stage {name}; it has {', '.join(_finished(stages))}.")
+    url = Folder(summary).url
+    # ROOT/runs/RUN_ID/summary.json, ROOT/runs/latest.json, the root that the run had
+    for root in (url.rsplit("/", 3)[0], url.rsplit("/", 2)[0], stage["artifact"].rsplit("/", 2)[0]):
+        folder = artifact_folder(Folder(root), name, stage["fingerprint"])
+        if root and folder.exists(MANIFEST):
+            return folder
+    raise RequestError(f"{summary}: the artifact of {name} isn't at {stage['artifact']} any more.")
+
+
+def _finished(stages: Mapping[str, Any]) -> list[str]:
+    return [name for name, stage in stages.items() if stage["status"] in ("ran", "cached")]
+
+
+def _benchmark(stages: Mapping[str, Any], summary: str, edit: str) -> Folder:
+    name = f"{edit.removeprefix('edit').removeprefix('_')}_benchmark".removeprefix("_")
+    on_disk = f"ingest_{name}"
+    return _artifact(stages, summary, on_disk if on_disk in _finished(stages) else name)
+
+
+def _items(benchmark: Folder, layout: str) -> dict[str, dict[str, Any]]:
+    """What the layout needs of every item. Raises RequestError if the items aren't of the layout's benchmark."""
+    items = {}
+    for row in _rows(benchmark, BENCHMARK_COLUMNS, only=("item_id", "edit_type", "metadata")):
+        items[row["item_id"]] = row
+        try:
+            kind = json.loads(row["metadata"]).get("benchmark")
+        except (TypeError, ValueError, AttributeError):
+            kind = None
+        if layout not in ("items", kind):
+            raise RequestError(
+                f"Item {row['item_id']!r} of {benchmark.url} isn't one of the benchmark of --layout {layout}; "
+                f"--layout {kind if kind in LAYOUTS else 'items'} is for it."
+            )
+    return items
+
+
+def _rows(
+    folder: Folder, columns: Sequence[str], optional: Sequence[str] = (), only: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """The rows of all tables of the folder with these columns, one table after the other."""
+    for name in folder.list(".parquet", recursive=True):
+        with folder.open(name) as stream:
+            there = pq.ParquetFile(stream).schema_arrow.names
+        if set(columns) <= set(there):
+            wanted = only or [*columns, *(column for column in optional if column in there)]
+            yield from folder.read_table(name, list(wanted)).to_pylist()
+
+
+def _name(layout: str, method: str, item_id: str) -> str:
+    return f"{method}/fullset/{item_id}" if layout == "gedit" else f"{method}/{item_id}"
+
+
+def _as_png(data: bytes, image: Image.Image) -> bytes:
+    if data.startswith(b"\x89PNG"):
+        return data
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _write_sources(out: Folder, benchmark: Folder, methods: Sequence[str]) -> None:
+    for row in _rows(benchmark, BENCHMARK_COLUMNS, only=("item_id", "image")):
+        data = _as_png(row["image"], read_image(row["image"]))
+        for method in methods:
+            out.write_bytes(f"{_name('gedit', method, row['item_id'])}_SRCIMG.png", data, durable=False)
+
+
+def _write_judged(out: Folder, stages: Mapping[str, Any], summary: str, edit_types: Mapping[str, str]) -> None:
+    """The score files of every method that ImgEdit's judge was asked about."""
+    if "evaluate" not in _finished(stages):
+        return
+    replies: dict[str, dict[str, str]] = collections.defaultdict(dict)
+    for row in _rows(_artifact(stages, summary, "evaluate"), REPLY_COLUMNS):
+        if row["call"] == IMGEDIT_CALL and row["item_id"] in edit_types:
+            replies[row["method"]][row["item_id"]] = row["text"]
+    for method, texts in replies.items():
+        write_scores(out.sub(method), texts, edit_types)
+
+
+def _num_expected(benchmark: Folder, num_items: int) -> int:
+    if benchmark.exists("benchmark.json"):
+        return benchmark.read_json("benchmark.json")["num_expected"]
+    return num_items
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
