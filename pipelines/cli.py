@@ -31,8 +31,9 @@ def main(
 ) -> int:
     """Runs a pipeline as its command line says. Returns the exit code.
 
-    0: done; 1: a stage failed; 2: the request was wrong; 130: stopped by Ctrl-C or SIGTERM. A profile without
-    `_targets` runs what leads to `default_targets`, or else everything. `tracked=False` leaves MLflow out.
+    0: done; 1: a stage failed, or a method lacks pictures of a benchmark's items; 2: the request was wrong; 130:
+    stopped by Ctrl-C or SIGTERM. A profile without `_targets` runs what leads to `default_targets`, or else
+    everything. `tracked=False` leaves MLflow out.
     """
     arguments = _parser().parse_args(argv)
 
@@ -114,7 +115,12 @@ def _run(
     summary = run.execute()
     live(run.journal.run)
     _print_end(plan, summary, root, run)
-    return {"ok": OK, "cancelled": STOPPED}.get(run.journal.run.status, FAILED)
+    made = [artifact for name, artifact in run.artifacts.items() if run.journal.status(name) in ("ran", "cached")]
+    incomplete = [f"{a.stage}: {line}" for a in made for line in a.manifest.figures.get("incomplete", [])]
+    for line in incomplete:
+        print(f"incomplete: {line}", file=sys.stderr)
+    code = {"ok": OK, "cancelled": STOPPED}.get(run.journal.run.status, FAILED)
+    return FAILED if code == OK and incomplete else code
 
 
 def _refuse_unused(arguments: argparse.Namespace, every_stage: Sequence[Stage], stages: Sequence[Stage]) -> None:

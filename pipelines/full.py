@@ -48,6 +48,13 @@ from stages.evaluate.stage import (
     evaluate_edits,
     evaluate_sources,
 )
+from stages.ingest.benchmarks.stage import (
+    IngestBenchmarkConfig,
+    IngestCustomizationBenchmarkConfig,
+    IngestVideoBenchmarkConfig,
+    ingest_benchmark,
+    ingest_benchmark_sources,
+)
 from stages.ingest.pairs import IngestPairsConfig, ingest_pairs, ingest_pairs_sources
 from stages.ingest.stage import IngestConfig, ingest_images, ingest_sources
 from stages.ingest.videos import IngestVideosConfig, ingest_videos, ingest_videos_sources
@@ -91,26 +98,31 @@ TRAIN = Resources(cpus=0, label="train")
 # made-up data, or real data where a profile names its place
 PAIRS = ("pairs", "ingest_pairs")
 CAPTIONS = ("video_captions", "ingest_videos")
+ITEMS = ("benchmark", "ingest_benchmark")
+CLIP_ITEMS = ("video_benchmark", "ingest_video_benchmark")
+OBJECT_ITEMS = ("customization_benchmark", "ingest_customization_benchmark")
 
 # what an edit stage needs: items to edit, others to choose settings by, and whatever its methods were trained to
 UNPAIRED = ("train_byg", "train_np_edit", "train_flow_grpo")  # they learn from the captions of plain pictures
 TRAININGS = (*UNPAIRED, "train_video4edit", "train_sft")
-PICTURES = ("benchmark", "validation", *TRAININGS)
-CLIPS = ("video_benchmark", "video_validation", "train_byg_video")
-OBJECTS = ("customization_benchmark", "train_customization")
+PICTURES = (*ITEMS, "validation", *TRAININGS)
+CLIPS = (*CLIP_ITEMS, "video_validation", "train_byg_video")
+OBJECTS = (*OBJECT_ITEMS, "train_customization")
 REPORTED = {
-    "edit": ("evaluate", "edit", "benchmark", *TRAININGS, "caption", "ingest"),
-    "edit_video": (
-        "evaluate_video", "edit_video", "video_benchmark", "train_byg_video", "verify_clips", "video_prompts",
-    ),
+    "edit": ("evaluate", "edit", *ITEMS, *TRAININGS, "caption", "ingest"),
+    "edit_video": ("evaluate_video", "edit_video", *CLIP_ITEMS, "train_byg_video", "verify_clips", "video_prompts"),
     "edit_customization": (
-        "evaluate_customization", "edit_customization", "customization_benchmark", "train_customization", "customize",
+        "evaluate_customization", "edit_customization", *OBJECT_ITEMS, "train_customization", "customize",
     ),
 }  # fmt: skip
 
 
 def is_used(configs: Mapping[str, Any], need: str) -> bool:
-    """A training is made if its method is one that edits, and the report tells of what edits."""
+    """A training is made if its method is one that edits, and the report tells of what edits; of benchmarks, the one
+    that is given.
+    """
+    if not is_given(configs, need):
+        return False
     trained = set().union(*(trained_stages(config) for config in configs.values() if isinstance(config, EditSettings)))
     if need.startswith("train_"):
         return need in trained
@@ -133,6 +145,9 @@ def is_given(configs: Mapping[str, Any], need: str) -> bool:
             return bool(configs["ingest_pairs"].sources) == (need == "ingest_pairs")
         case "video_captions" | "ingest_videos":
             return bool(configs["ingest_videos"].source) == (need == "ingest_videos")
+        case _ if need.endswith("benchmark"):
+            on_disk = f"ingest_{need.removeprefix('ingest_')}"
+            return bool(configs[on_disk].source) == (need == on_disk)
         case "evolve":
             return configs["rollout"].captions == "evolve"
     return True
@@ -147,6 +162,7 @@ STAGES = (
     Stage("encode", "2", encode_tuples, EncodeConfig, ("ingest", "caption"), COORDINATE, encode_sources),
     # held-out pictures with the edits asked of them; the oracle alone reads their truth
     Stage("benchmark", "1", make_benchmark, BenchmarkConfig),
+    Stage("ingest_benchmark", "1", ingest_benchmark, IngestBenchmarkConfig, (), COORDINATE, ingest_benchmark_sources),
     Stage("validation", "1", make_benchmark, ValidationConfig),
     # the editors, and the bound that true pairs would give; each only if edit.methods has it
     Stage("train_byg", "1", train, TrainByGConfig, ("encode", "validation"), TRAIN, train_sources),
@@ -162,7 +178,7 @@ STAGES = (
     Stage("train_video4edit", "1", train, TrainVideo4EditConfig, ("rollout", "validation"), TRAIN, train_sources),
     # every method on the benchmark, judged and measured
     Stage("edit", "1", edit_images, EditConfig, PICTURES, COORDINATE, edit_sources, is_used),
-    Stage("evaluate", "1", evaluate_edits, EvaluateConfig, ("edit", "benchmark"), VLLM, evaluate_sources),
+    Stage("evaluate", "1", evaluate_edits, EvaluateConfig, ("edit", *ITEMS), VLLM, evaluate_sources, is_given),
     # ByG on video: clips that the base model draws in one style each, and an editor that gives them another
     Stage("video_captions", "1", make_video_captions, VideoCaptionsConfig),
     Stage("ingest_videos", "1", ingest_videos, IngestVideosConfig, (), COORDINATE, ingest_videos_sources),
@@ -171,22 +187,27 @@ STAGES = (
     Stage("verify_clips", "1", verify_clips, VerifyClipsConfig, ("clips",), VLLM, verify_clips_sources),
     Stage("encode_clips", "1", encode_clips, EncodeClipsConfig, ("clips", "verify_clips"), COORDINATE, encode_sources),
     Stage("video_benchmark", "1", make_video_benchmark, VideoBenchmarkConfig),
+    Stage("ingest_video_benchmark", "1", ingest_benchmark, IngestVideoBenchmarkConfig,
+          (), COORDINATE, ingest_benchmark_sources),
     Stage("video_validation", "1", make_video_benchmark, VideoValidationConfig),
     Stage("train_byg_video", "1", train, TrainByGVideoConfig,
           ("encode_clips", "video_validation"), TRAIN, train_sources),
     Stage("edit_video", "1", edit_images, EditVideoConfig, CLIPS, COORDINATE, edit_sources, is_used),
-    Stage("evaluate_video", "1", evaluate_edits, EvaluateVideoConfig, ("edit_video", "video_benchmark"), COORDINATE),
+    Stage("evaluate_video", "1", evaluate_edits, EvaluateVideoConfig,
+          ("edit_video", *CLIP_ITEMS), COORDINATE, uses=is_given),
     # NP-Edit's customization: a picture's object in another setting
     Stage("customize", "1", customize_images, CustomizeConfig, ("ingest",), VLLM, customize_sources),
     Stage("encode_customization", "2", encode_tuples, EncodeConfig,
           ("ingest", "customize"), COORDINATE, encode_sources),
     Stage("customization_benchmark", "1", make_customization_benchmark, CustomizationBenchmarkConfig),
+    Stage("ingest_customization_benchmark", "1", ingest_benchmark, IngestCustomizationBenchmarkConfig,
+          (), COORDINATE, ingest_benchmark_sources),
     Stage("customization_validation", "1", make_customization_benchmark, CustomizationValidationConfig),
     Stage("train_customization", "1", train, TrainCustomizationConfig,
           ("encode_customization", "customization_validation"), TRAIN, train_sources),
     Stage("edit_customization", "1", edit_images, EditCustomizationConfig, OBJECTS, COORDINATE, edit_sources, is_used),
     Stage("evaluate_customization", "1", evaluate_edits, EvaluateCustomizationConfig,
-          ("edit_customization", "customization_benchmark"), COORDINATE),
+          ("edit_customization", *OBJECT_ITEMS), COORDINATE, uses=is_given),
     # one page about all of it
     Stage("report", "1", write_report, ReportConfig, sum(REPORTED.values(), ()), uses=is_used),
     # only where a profile names one as its target: a method without one part at a time

@@ -158,6 +158,18 @@ def test_nothing_to_do_takes_no_ray_and_still_writes_the_summary(place, capsys):
     assert "ok in" in capsys.readouterr().out
 
 
+def test_a_benchmark_that_is_incomplete_gets_code_1_with_its_figures(place, capsys):
+    plan = plan_for(Folder("runs"), numbers={"count": 20})
+    make_all(Folder("runs"), plan)
+    manifest = place / "runs" / "total" / plan["total"].fingerprint / "manifest.json"
+    written = json.loads(manifest.read_text())
+    written["figures"] = {"results": {"a": {"l1": 0.5}}, "incomplete": ["a has pictures of 7 of 8 items; x: missing"]}
+    manifest.write_text(json.dumps(written))
+    assert call("--profile", "starter") == 1
+    captured = capsys.readouterr()
+    assert "incomplete: total: a has pictures of 7 of 8 items; x: missing" in captured.err and "0.5" in captured.out
+
+
 def test_planning_is_quick_and_imports_nothing_heavy(place):
     """Under 2 s of processor time for 2000 files, the start of Python and all imports included."""
     source = place / "images"

@@ -30,6 +30,7 @@ def test_profiles_of_pictures_make_nothing_of_clips(profile):
 def test_the_starter_makes_everything_that_is_reported():
     rest = {"ablation", "ablation_np_edit", "ablation_video4edit", "rollout_instructions"}
     rest |= {"ingest_pairs", "ingest_videos"}
+    rest |= {"ingest_benchmark", "ingest_video_benchmark", "ingest_customization_benchmark"}
     assert made("starter") == {stage.name for stage in STAGES} - rest
 
 
@@ -51,3 +52,13 @@ def test_real_data_take_the_place_of_made_up_ones():
     videos = made("byg-video", "ingest_videos.source=/data/videoufo")
     assert videos == (CLIPS | {"report", "ingest_videos"}) - {"video_captions"}
     assert "scenes" not in made("np-edit", "ingest.source=/data/openimages") and "scenes" in made("np-edit")
+
+
+def test_benchmarks_on_disk_take_the_place_of_the_scene_worlds():
+    others = made("np-edit", "ingest_benchmark.source=/data/gedit", "edit.methods=[]", "edit.folders.x.path=/data/x")
+    assert others == {"ingest_benchmark", "validation", "edit", "evaluate", "report"}
+    one = made("starter", "ingest_customization_benchmark.source=/data/dreambooth")
+    assert "ingest_customization_benchmark" in one and "customization_benchmark" not in one
+    assert {"benchmark", "video_benchmark"} <= one
+    clips = made("byg-video", "ingest_video_benchmark.source=/data/videos")
+    assert "ingest_video_benchmark" in clips and "video_benchmark" not in clips
