@@ -8,7 +8,7 @@ Read this file first: every stage of the project is named here, with what it nee
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from stages.ablation.stage import (
 )
 from stages.caption.customization.stage import CustomizeConfig, customize_images, customize_sources
 from stages.caption.evolution.stage import EvolveConfig, evolve_captions, evolve_sources
+from stages.caption.proposals.stage import ProposeConfig, propose_edits, propose_sources
 from stages.caption.stage import CaptionConfig, caption_images, caption_sources
 from stages.caption.video.prompts import VideoPromptsConfig, prompts_sources, write_video_prompts
 from stages.caption.video.verify import VerifyClipsConfig, verify_clips, verify_clips_sources
@@ -102,6 +103,9 @@ ITEMS = ("benchmark", "ingest_benchmark")
 CLIP_ITEMS = ("video_benchmark", "ingest_video_benchmark")
 OBJECT_ITEMS = ("customization_benchmark", "ingest_customization_benchmark")
 
+# encoded rows by the stage that wrote their edit tuples
+ROWS = {"caption": "encode", "propose": "encode_proposals"}
+
 # what an edit stage needs: items to edit, others to choose settings by, and whatever its methods were trained to
 UNPAIRED = ("train_byg", "train_np_edit", "train_flow_grpo")  # they learn from the captions of plain pictures
 TRAININGS = (*UNPAIRED, "train_video4edit", "train_sft")
@@ -109,7 +113,7 @@ PICTURES = (*ITEMS, "validation", *TRAININGS)
 CLIPS = (*CLIP_ITEMS, "video_validation", "train_byg_video")
 OBJECTS = (*OBJECT_ITEMS, "train_customization")
 REPORTED = {
-    "edit": ("evaluate", "edit", *ITEMS, *TRAININGS, "caption", "ingest"),
+    "edit": ("evaluate", "edit", *ITEMS, *TRAININGS, *ROWS, "ingest"),
     "edit_video": ("evaluate_video", "edit_video", *CLIP_ITEMS, "train_byg_video", "verify_clips", "video_prompts"),
     "edit_customization": (
         "evaluate_customization", "edit_customization", *OBJECT_ITEMS, "train_customization", "customize",
@@ -126,7 +130,8 @@ def is_used(configs: Mapping[str, Any], need: str) -> bool:
     trained = set().union(*(trained_stages(config) for config in configs.values() if isinstance(config, EditSettings)))
     if need.startswith("train_"):
         return need in trained
-    learners = {"caption": UNPAIRED, "ingest": UNPAIRED, "customize": ("train_customization",)}
+    learners = {"ingest": UNPAIRED, "customize": ("train_customization",)}
+    learners |= {name: [stage for stage in UNPAIRED if _tuples(configs[stage]) == name] for name in ROWS}
     learners |= dict.fromkeys(("verify_clips", "video_prompts"), ("train_byg_video",))
     if need in learners:
         return not trained.isdisjoint(learners[need])
@@ -153,6 +158,20 @@ def is_given(configs: Mapping[str, Any], need: str) -> bool:
     return True
 
 
+def _tuples(config: Any) -> str:
+    """The stage whose edit tuples a training learns from; what it has no choice of needs the way back."""
+    return getattr(config, "tuples", "caption")
+
+
+def learns_from(name: str) -> Callable[[Mapping[str, Any], str], bool]:
+    """Of a training, or of an ablation of one: the rows that it reads are those of its `tuples`."""
+
+    def uses(configs: Mapping[str, Any], need: str) -> bool:
+        return need not in ROWS.values() or need == ROWS[_tuples(getattr(configs[name], "train", configs[name]))]
+
+    return uses
+
+
 # fmt: off
 STAGES = (
     # training data: pictures alone
@@ -160,14 +179,19 @@ STAGES = (
     Stage("ingest", "1", ingest_images, IngestConfig, ("scenes",), COORDINATE, ingest_sources, is_given),
     Stage("caption", "1", caption_images, CaptionConfig, ("ingest",), VLLM, caption_sources),
     Stage("encode", "2", encode_tuples, EncodeConfig, ("ingest", "caption"), COORDINATE, encode_sources),
+    # NP-Edit's own way to edit tuples: four edits of a picture, each verified
+    Stage("propose", "1", propose_edits, ProposeConfig, ("ingest",), VLLM, propose_sources),
+    Stage("encode_proposals", "2", encode_tuples, EncodeConfig, ("ingest", "propose"), COORDINATE, encode_sources),
     # held-out pictures with the edits asked of them; the oracle alone reads their truth
     Stage("benchmark", "1", make_benchmark, BenchmarkConfig),
     Stage("ingest_benchmark", "1", ingest_benchmark, IngestBenchmarkConfig, (), COORDINATE, ingest_benchmark_sources),
     Stage("validation", "1", make_benchmark, ValidationConfig),
     # the editors, and the bound that true pairs would give; each only if edit.methods has it
     Stage("train_byg", "1", train, TrainByGConfig, ("encode", "validation"), TRAIN, train_sources),
-    Stage("train_np_edit", "1", train, TrainNPEditConfig, ("encode", "validation"), TRAIN, train_sources),
-    Stage("train_flow_grpo", "1", train, TrainFlowGRPOConfig, ("encode", "validation"), TRAIN, train_sources),
+    Stage("train_np_edit", "1", train, TrainNPEditConfig, (*ROWS.values(), "validation"), TRAIN, train_sources,
+          learns_from("train_np_edit")),
+    Stage("train_flow_grpo", "1", train, TrainFlowGRPOConfig, (*ROWS.values(), "validation"), TRAIN, train_sources,
+          learns_from("train_flow_grpo")),
     Stage("pairs", "2", make_pairs, PairsConfig),
     Stage("ingest_pairs", "1", ingest_pairs, IngestPairsConfig, (), COORDINATE, ingest_pairs_sources),
     Stage("encode_pairs", "1", encode_pairs, EncodeConfig, PAIRS, COORDINATE, encode_sources, is_given),
@@ -212,7 +236,8 @@ STAGES = (
     Stage("report", "1", write_report, ReportConfig, sum(REPORTED.values(), ()), uses=is_used),
     # only where a profile names one as its target: a method without one part at a time
     Stage("ablation", "1", ablate, ByGAblationConfig, ("encode", "benchmark"), COORDINATE, ablation_sources),
-    Stage("ablation_np_edit", "1", ablate, NPEditAblationConfig, ("encode", "benchmark"), COORDINATE, ablation_sources),
+    Stage("ablation_np_edit", "1", ablate, NPEditAblationConfig, (*ROWS.values(), "benchmark"), COORDINATE,
+          ablation_sources, learns_from("ablation_np_edit")),
     Stage("rollout_instructions", "1", roll_out, InstructionRolloutConfig, PAIRS, COORDINATE, encode_sources, is_given),
     Stage("ablation_video4edit", "1", ablate, Video4EditAblationConfig,
           ("rollout", "rollout_instructions", "benchmark"), COORDINATE, ablation_sources),

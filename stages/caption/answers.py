@@ -76,6 +76,13 @@ def read_fields(text: str, fields: Mapping[str, type], may_be_empty: tuple[str, 
     if not objects:
         return ReadingRule.NO_JSON
     answer = next((o for o in reversed(objects) if set(fields) <= set(o)), objects[-1])
+    return checked_fields(answer, fields, may_be_empty)
+
+
+def checked_fields(
+    answer: Mapping[str, Any], fields: Mapping[str, type], may_be_empty: tuple[str, ...] = ()
+) -> dict[str, Any] | str:
+    """The same for an object that was read already."""
     for name, kind in fields.items():
         if name not in answer:
             return f"{ReadingRule.MISSING_FIELD}:{name}"

@@ -22,7 +22,7 @@ from cluster.config import StageConfig, runtime
 from cluster.dag import Context
 from cluster.shards import name_shards
 from cluster.vllm import Engine, EngineSettings, get_engine
-from stages.caption.report import broken_name, check_error_rate, dead_letters_name, write_report
+from stages.caption.report import broken_name, check_error_rate, dead_letters_name, what_became, write_report
 from stages.caption.rule import Rule
 
 OUTCOME_COLUMNS = (
@@ -110,8 +110,24 @@ class Dropped(Exception):
         self.outcome, self.reason = outcome, reason
 
 
-# Yields calls, gets the fields of each good answer, returns the rows that they make.
+class Refused(Exception):
+    """Raised in a conversation at a call whose last answer was no good either: `fields` has what it said, if it could
+    be read. One that catches it goes on; the row of one that doesn't comes to nothing.
+    """
+
+    def __init__(self, outcome: str, reasons: Sequence[str], fields: Mapping[str, Any] | None):
+        super().__init__(reasons)
+        self.outcome, self.reasons, self.fields = outcome, reasons, fields
+
+
+# Yields calls, gets the fields of each good answer, returns the rows that they make. A row that came to nothing where
+# others didn't has its own `outcome` and `reason`.
 Conversation = Generator[Call, Mapping[str, Any], Sequence[Mapping[str, Any]]]
+
+
+def proceed(conversation: Conversation, came_to: Mapping[str, Any] | Refused | None) -> Call:
+    """The conversation's next call, once it knows what came of the one before; None at its beginning."""
+    return conversation.throw(came_to) if isinstance(came_to, Refused) else conversation.send(came_to)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +147,8 @@ class Asking:
     made one after the other, when there is room. table: the folder of good rows. unit: what a row is, in words.
     rules: what is checked of a row before it is asked about, then of the answer to each call, in the calls' order.
     unfit: reasons that are no errors: the answer is right, the row isn't wanted. tally: a column whose values are
-    counted for the report.
+    counted for the report. part: the column that numbers the rows of one key where each has an outcome of its own;
+    the key has come to something if one of them has.
     """
 
     key: str
@@ -144,6 +161,7 @@ class Asking:
     rules: Sequence[Sequence[Rule]]
     unfit: frozenset[str] = frozenset()
     tally: str | None = None
+    part: str | None = None
 
     @property
     def all_rules(self) -> tuple[Rule, ...]:
@@ -229,32 +247,36 @@ class Work:
         """Takes what stays as it is from the earlier artifact; {key: its attempts so far} of what is asked again."""
         folder, rows = self._context.earlier.folder, self._rows[shard]
         again: dict[str, int] = {}
+        retry = self._context.earlier.manifest.identity["retries"] + 1
         for table in (shard, dead_letters_name(shard)):
             for row in folder.read_table(table).to_pylist() if folder.exists(table) else ():
-                if self._is_asked_again(row, self._context.earlier.manifest.identity["retries"] + 1):
-                    again[row[self._asking.key]] = row["attempts"]
-                else:
-                    rows.setdefault(row[self._asking.key], []).append(row)
+                rows.setdefault(row[self._asking.key], []).append(row)
+        for key, found in list(rows.items()):
+            outcome, reasons = what_became(found)
+            if self._is_asked_again(outcome, reasons, found[0]["attempts"], retry):
+                again[key] = rows.pop(key)[0]["attempts"]
+            else:
+                self._count(outcome, reasons)
         self._broken[shard] += folder.read_json(broken_name(shard))
-        for row, *_ in rows.values():
-            self._count(row["outcome"], row["reason"].split("; ") if row["reason"] else [])
         return again
 
-    def _is_asked_again(self, row: Mapping[str, Any], retry: int) -> bool:
+    def _is_asked_again(self, outcome: str, reasons: Sequence[str], num_attempts: int, retry: int) -> bool:
         """Whether a row that came to nothing may come to something: a model was asked, and the row isn't unfit."""
-        is_bad = row["outcome"] != "ok" and not self._asking.unfit.issuperset(row["reason"].split("; "))
-        return is_bad and row["attempts"] > 0 and retry <= self._config.retries
+        is_bad = outcome != "ok" and not self._asking.unfit.issuperset(reasons)
+        return is_bad and num_attempts > 0 and retry <= self._config.retries
 
     def _begin(self, shard: str, asked: Asked, retry: int, attempts_before: int) -> None:
         self._states[asked.key] = state = _State(shard, asked, asked.begin(), retry, attempts_before)
         self._go_on(state, None)
 
-    def _go_on(self, state: _State, fields: Mapping[str, Any] | None) -> None:
+    def _go_on(self, state: _State, came_to: Mapping[str, Any] | Refused | None) -> None:
         """Gives the conversation what its call came to (None at its beginning), and makes its next call."""
         try:
-            call = state.conversation.send(fields)
+            call = proceed(state.conversation, came_to)
         except StopIteration as end:
-            self._settle(state, "ok", [], end.value)
+            self._settle(state, *what_became(end.value), end.value)
+        except Refused as refused:
+            self._settle(state, refused.outcome, refused.reasons)
         except Dropped as dropped:
             self._note_broken(state, [dropped.reason], "")
             self._settle(state, dropped.outcome, [dropped.reason])
@@ -297,7 +319,8 @@ class Work:
             self._go_on(state, reading.fields)
             return
         unread = "truncated" if reply.finish_reason == "length" and reply.error is None else "failed"
-        self._settle(state, unread if reading.fields is None else "filtered", reading.reasons)
+        outcome = unread if reading.fields is None else "filtered"
+        self._go_on(state, Refused(outcome, reading.reasons, reading.fields))
 
     def _note_broken(self, state: _State, reasons: Sequence[str], answer: str) -> None:
         item = {
@@ -309,17 +332,21 @@ class Work:
         self._broken[state.shard].append(item | ({"call": state.num_calls} if state.num_calls > 1 else {}))
 
     def _settle(
-        self, state: _State, outcome: str, reasons: Sequence[str], rows: Sequence[Mapping[str, Any]] = ()
+        self, state: _State, outcome: str, reasons: Sequence[str], rows: Sequence[Mapping[str, Any]] | None = None
     ) -> None:
-        """Puts the rows together: those of the conversation if it went well, else one with what is known; or begins
-        anew.
-        """
+        """Puts the rows together, those of the conversation or else one with what is known; or begins anew."""
         key, names = state.asked.key, self._asking.schema.names
-        of_all = {self._asking.key: key, **state.asked.known}
-        what_became = {
+        num_attempts = state.attempts_before + state.most_attempts
+        self._states.pop(key)
+        if self._is_asked_again(outcome, reasons, num_attempts, state.retry + 1):
+            self._begin(state.shard, state.asked, state.retry + 1, num_attempts)
+            return
+        of_all = {
+            self._asking.key: key,
+            **state.asked.known,
             "outcome": outcome,
             "reason": "; ".join(reasons) or None,
-            "attempts": state.attempts_before + state.most_attempts,
+            "attempts": num_attempts,
             "finish_reason": state.finish_reason,
             "prompt_tokens": state.prompt_tokens,
             "completion_tokens": state.completion_tokens,
@@ -327,12 +354,12 @@ class Work:
             "prompt_hash": self._asking.prompt_hash,
             "model": self._config.engine.model,
         }
-        own = rows if outcome == "ok" else [{name: state.fields[name] for name in names if name in state.fields}]
-        self._states.pop(key)
-        if self._is_asked_again(what_became, state.retry + 1):
-            self._begin(state.shard, state.asked, state.retry + 1, what_became["attempts"])
-            return
-        self._rows[state.shard][key] = [dict.fromkeys(names) | row | of_all | what_became for row in own]
+        if rows is None:
+            rows = [{name: state.fields[name] for name in names if name in state.fields}]
+        own = [{name: row[name] for name in ("outcome", "reason") if name in row} for row in rows]
+        self._rows[state.shard][key] = [
+            dict.fromkeys(names) | row | of_all | became for row, became in zip(rows, own, strict=True)
+        ]
         self._count(outcome, reasons)
         num_done, unit = self._outcomes.total(), self._asking.unit
         share = self._outcomes["ok"] / num_done

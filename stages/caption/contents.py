@@ -94,7 +94,7 @@ def _count(contents: Contents, folder: Folder, names: Sequence[str], schema: pa.
     contents.tokens = {name: collections.Counter() for name in TOKENS}
     contents.lengths = {name: collections.Counter() for name in texts}
     samples: dict[tuple[bool, str], list[tuple[int, int, dict[str, Any]]]] = {}
-    for row, is_first in _rows(folder, names, contents.key):
+    for row, number, is_first in _rows(folder, names, contents.key):
         is_good = row["outcome"] == "ok"
         contents.num_good += is_good
         if is_good:
@@ -103,17 +103,19 @@ def _count(contents: Contents, folder: Folder, names: Sequence[str], schema: pa.
                     contents.lengths[name][len(row[name])] += 1
         if contents.kind and row[contents.kind]:
             contents.kinds.setdefault(row[contents.kind], collections.Counter())[row["outcome"]] += 1
-        if not is_first:  # a further row of one that was asked about
+        if is_first:  # no further row of one that was asked about
+            contents.outcomes[row["outcome"]] += 1
+            contents.attempts[row["attempts"]] += 1
+            for name in TOKENS:
+                contents.tokens[name][row[name]] += 1
+        elif is_good:
             continue
-        contents.outcomes[row["outcome"]] += 1
-        contents.attempts[row["attempts"]] += 1
-        for name in TOKENS:
-            contents.tokens[name][row[name]] += 1
         for reason in (row["reason"] or "").split("; ") if not is_good else ():
             contents.reasons[row["outcome"], reason] += 1
         group = (row[contents.kind] or "") if is_good and contents.kind else rule_name(row["reason"] or "")
         heap = samples.setdefault((is_good, group), [])
-        rank = -request_seed("inspect", row[contents.key])  # the same rows each time, from all over the table
+        # the same rows each time, from all over the table
+        rank = -request_seed("inspect", row[contents.key], *([number] if number else []))
         item = (rank, -len(heap), row)
         heapq.heappush(heap, item) if len(heap) < NUM_SAMPLES else heapq.heappushpop(heap, item)
     contents.good, contents.bad = (
@@ -121,13 +123,22 @@ def _count(contents: Contents, folder: Folder, names: Sequence[str], schema: pa.
     )
 
 
-def _rows(folder: Folder, names: Sequence[str], key: str) -> Iterator[tuple[dict[str, Any], bool]]:
-    """All rows, and whether each is the first of its key; the rows of one key are neighbours."""
+def _rows(folder: Folder, names: Sequence[str], key: str) -> Iterator[tuple[dict[str, Any], int, bool]]:
+    """All rows, the number of each among those of its key in the table, and whether it is the key's first of all.
+
+    The rows of one key are neighbours. A key with good rows may have refused ones, too, in its shard's dead letters.
+    """
     for name in names:
-        before = None
+        good = set()
+        if name.startswith(DEAD_LETTERS):
+            shard = name.removeprefix(DEAD_LETTERS)
+            beside = (other for other in names if other.endswith(f"/{shard}") and other != name)
+            good = {value for other in beside for value in folder.read_table(other, [key])[key].to_pylist()}
+        before, number = None, 0
         for row in folder.read_table(name).to_pylist():
-            yield row, row[key] != before
+            number = number + 1 if row[key] == before else 0
             before = row[key]
+            yield row, number, number == 0 and before not in good
 
 
 def _in_turn(

@@ -11,6 +11,7 @@ from cluster.dag import Context
 from stages.caption.asking import Asking, AskingConfig
 from stages.caption.customization.stage import CustomizeConfig, ask_settings
 from stages.caption.evolution.stage import EvolveConfig, ask_evolutions
+from stages.caption.proposals.stage import ProposeConfig, ask_proposals
 from stages.caption.stage import CaptionConfig, ask_captions
 from stages.caption.video.prompts import VideoPromptsConfig, ask_clean_captions
 from stages.caption.video.verify import VerifyClipsConfig, ask_about_clips
@@ -34,4 +35,5 @@ ENGINES = {
     ),
     "verify_clips": DataEngine(VerifyClipsConfig, "clips", ask_about_clips, "whether a clip has its style"),
     "customize": DataEngine(CustomizeConfig, "ingest", ask_settings, "settings for a picture's one object"),
+    "propose": DataEngine(ProposeConfig, "ingest", ask_proposals, "four edits of a picture, and which are valid"),
 }

@@ -50,6 +50,28 @@ def offer_types(
     return offers
 
 
+def offer_evenly(
+    num_images: int, edit_types: Sequence[str], num_offered: int, shares: Mapping[str, float], seed: int
+) -> list[tuple[str, ...]]:
+    """The edit types for each image of one logical shard, `num_offered` different ones in random order.
+
+    Each image gets the types that are furthest behind their share of all that was offered before, drawn where several
+    are equally far. `shares` of some types, 1 / num_offered at most; the others have equal parts of the rest.
+    """
+    generator = np.random.default_rng(seed)
+    rest = (1 - sum(shares.values())) / max(1, len(edit_types) - len(shares))
+    wanted = num_offered * np.array([shares.get(name, rest) for name in edit_types])
+    counts = np.zeros(len(edit_types))
+    offers = []
+    for number in range(1, num_images + 1):
+        behind = np.round(wanted * number - counts, 6)  # rounded: what is equal up to float error is drawn
+        order = sorted(generator.permutation(len(edit_types)), key=lambda index: -behind[index])
+        chosen = generator.permutation(order[:num_offered])
+        counts[chosen] += 1
+        offers.append(tuple(edit_types[index] for index in chosen))
+    return offers
+
+
 def shard_seed(seed: int, sample_ids: Sequence[str]) -> int:
     """The seed of a logical shard, from the configuration's seed and the shard's content."""
     return request_seed(seed, *sample_ids)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import sys
 import textwrap
@@ -93,6 +94,7 @@ _NEEDED = {
     "video_prompts": "--caption TEXT",
     "verify_clips": "--clip PATH --style NAME",
     "customize": "--image PATH",
+    "propose": "--image PATH [--metadata JSON]",
 }
 
 
@@ -100,7 +102,6 @@ def _row(arguments: argparse.Namespace) -> dict[str, Any]:
     """The one row of the table that the engine reads."""
     images, stage = arguments.images, arguments.engine
     rows = {
-        "caption": lambda: {"sample_id": KEY, "image": _bytes(images[0]), "metadata": arguments.metadata},
         "evolve": lambda: {
             "pair_id": KEY,
             "edit_type": arguments.edit_type,
@@ -110,9 +111,12 @@ def _row(arguments: argparse.Namespace) -> dict[str, Any]:
         },
         "video_prompts": lambda: {"caption_id": KEY, "caption": arguments.caption},
         "verify_clips": lambda: {"caption_id": KEY, "clip": _bytes(arguments.clip), "style": arguments.style},
-        "customize": lambda: {"sample_id": KEY, "image": _bytes(images[0]), "metadata": arguments.metadata},
     }
-    num_images = {"caption": 1, "evolve": 2, "customize": 1}.get(stage, 0)
+    rows |= dict.fromkeys(
+        ("caption", "customize", "propose"),
+        lambda: {"sample_id": KEY, "image": _bytes(images[0]), "metadata": arguments.metadata},
+    )
+    num_images = {"caption": 1, "evolve": 2, "customize": 1, "propose": 1}.get(stage, 0)
     texts = {
         "evolve": (arguments.instruction, arguments.edit_type),
         "video_prompts": (arguments.caption,),
@@ -155,8 +159,11 @@ def show_first_call(asking: Asking, config: AskingConfig) -> str:
     except StopIteration:
         return "The model isn't asked: the row needs no answer."
     parts = [show_call(1, call, config), show_rules(asking.rules[1])]
-    for number, rules in enumerate(asking.rules[2:], start=2):
-        parts.append(f"Call {number} depends on the answer before it: --run shows it.\n\n{show_rules(rules)}")
+    later = itertools.groupby(enumerate(asking.rules[2:], start=2), key=lambda item: item[1])
+    for rules, calls in later:
+        numbers = [number for number, _ in calls]
+        which = f"Call {numbers[0]} depends" if len(numbers) == 1 else f"Calls {numbers[0]} to {numbers[-1]} depend"
+        parts.append(f"{which} on the answer before: --run shows it.\n\n{show_rules(rules)}")
     return "\n\n".join(parts)
 
 
@@ -223,10 +230,10 @@ def show_trial(trial: Trial, asking: Asking, config: AskingConfig) -> str:
         )
         verdict = show_rules(asking.rules[exchange.call], exchange.reading) if exchange.reading else ""
         parts.append("\n".join(filter(None, [head, textwrap.indent(said, "  > "), verdict])))
-    rows, table = (trial.good, asking.table) if trial.good else (trial.bad, "dead_letters")
-    for row in rows:
-        known = {name: value for name, value in row.items() if value is not None}
-        parts.append(f"Row of {table}/: {json.dumps(known, indent=2, ensure_ascii=False)}")
+    for table, rows in ((asking.table, trial.good), ("dead_letters", trial.bad)):
+        for row in rows:
+            known = {name: value for name, value in row.items() if value is not None}
+            parts.append(f"Row of {table}/: {json.dumps(known, indent=2, ensure_ascii=False)}")
     return "\n\n".join(parts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,16 @@ def broken_name(shard: str) -> str:
     return f"rules/{pathlib.PurePosixPath(shard).stem}.json"
 
 
+def what_became(rows: Sequence[Mapping[str, Any]]) -> tuple[str, list[str]]:
+    """The outcome of what was asked about, and the reasons, from all rows of its key: ok if one of them is, or if
+    none says otherwise; else the first one's outcome for the reasons of all.
+    """
+    bad = [row for row in rows if row.get("outcome", "ok") != "ok"]
+    if not bad or len(bad) < len(rows):
+        return "ok", []
+    return bad[0]["outcome"], list(dict.fromkeys(reason for row in bad for reason in row["reason"].split("; ")))
+
+
 def count_rules(rules: Iterable[Rule], broken: Iterable[Mapping[str, Any]], key: str) -> dict[str, dict[str, Any]]:
     """How often each rule was broken, {name: meaning, count, by_attempt, words, examples}; 0 where it never was.
 
@@ -67,29 +78,36 @@ def count_rules(rules: Iterable[Rule], broken: Iterable[Mapping[str, Any]], key:
 def write_report(asking: Asking, shards: Sequence[str], error_rate_limit: float, context: Context) -> None:
     """Sums up all shards, those of an earlier attempt too: `rules.json`, figures, and the gate once more."""
     tally = [asking.tally] if asking.tally else []
-    rows: list[dict[str, Any]] = []
+    rows_of: dict[str, list[dict[str, Any]]] = {}
     for shard in shards:
         for table in (shard, dead_letters_name(shard)):
             if context.out.exists(table):
-                columns = [asking.key, "outcome", "reason", "attempts", *tally]
-                rows += context.out.read_table(table, columns).to_pylist()
+                columns = [asking.key, "outcome", "reason", "attempts", *tally, *([asking.part] if asking.part else [])]
+                for row in context.out.read_table(table, columns).to_pylist():
+                    rows_of.setdefault(row[asking.key], []).append(row)
+    rows = list(itertools.chain(*rows_of.values()))
     broken = (item for shard in shards for item in context.out.read_json(broken_name(shard)))
     rules = count_rules(asking.all_rules, broken, asking.key)
     num_good = sum(row["outcome"] == "ok" for row in rows)
-    asked = list({row[asking.key]: row for row in rows}.values())  # what was asked about, each once
-    outcomes = collections.Counter(row["outcome"] for row in asked)
-    reasons = collections.Counter(row["reason"] for row in asked if row["reason"])
-    num_bad = len(asked) - outcomes["ok"] - sum(reasons[reason] for reason in asking.unfit)
-    check_error_rate(num_bad, len(asked), reasons, error_rate_limit, asking.unit, context)
-    num_first = sum(row["outcome"] == "ok" and row["attempts"] <= 1 for row in asked)
+    became = [what_became(found) for found in rows_of.values()]  # each that was asked about
+    outcomes = collections.Counter(outcome for outcome, _ in became)
+    reasons = collections.Counter("; ".join(found) for _, found in became if found)
+    num_unfit = sum(bool(found) and asking.unfit.issuperset(found) for _, found in became)
+    num_bad = len(became) - outcomes["ok"] - num_unfit
+    check_error_rate(num_bad, len(became), reasons, error_rate_limit, asking.unit, context)
+    attempts = [found[0]["attempts"] for found in rows_of.values()]
+    num_first = sum(outcome == "ok" and num <= 1 for (outcome, _), num in zip(became, attempts, strict=True))
     figures = {
         f"num_{asking.table}": num_good,
-        "num_dead_letters": len(asked) - outcomes["ok"],
+        "num_dead_letters": len(became) - outcomes["ok"],
         "outcomes": dict(sorted(outcomes.items())),
-        "ok_at_first_attempt": num_first / len(asked),
-        f"attempts_per_{asking.unit}": sum(row["attempts"] for row in asked) / len(asked),
+        "ok_at_first_attempt": num_first / len(became),
+        f"attempts_per_{asking.unit}": sum(attempts) / len(became),
         "rules_broken": {name: rule["count"] for name, rule in sorted(rules.items()) if rule["count"]},
     }
+    if asking.part:
+        refused = [row["reason"] for row in rows if row["outcome"] != "ok" and row[asking.part] is not None]
+        figures[f"{asking.part}s_refused"] = dict(sorted(collections.Counter(refused).items()))
     for name in tally:
         counts = collections.Counter(row[name] for row in rows if row["outcome"] == "ok")
         figures[f"{name}s"] = dict(sorted(counts.items()))

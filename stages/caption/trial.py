@@ -14,7 +14,7 @@ from cluster.dag import Context
 from cluster.session import open_session
 from cluster.shards import name_shards
 from cluster.vllm import Engine, get_engine
-from stages.caption.asking import Asked, Asking, AskingConfig, Call, Conversation, Reading, Work
+from stages.caption.asking import Asked, Asking, AskingConfig, Call, Conversation, Reading, Refused, Work, proceed
 from stages.caption.report import dead_letters_name
 
 
@@ -101,15 +101,18 @@ def _noted(
     begin: Callable[[], Conversation], calls: dict[int, tuple[int, Call]]
 ) -> Generator[Call, Mapping[str, Any], Sequence[Mapping[str, Any]]]:
     """The conversation, each of its calls noted with its number."""
-    conversation, fields, number = begin(), None, 0
+    conversation, came_to, number = begin(), None, 0
     while True:
         try:
-            call = conversation.send(fields)
+            call = proceed(conversation, came_to)
         except StopIteration as end:
             return end.value
         number += 1
         calls[id(call.messages)] = number, call
-        fields = yield call
+        try:
+            came_to = yield call
+        except Refused as refused:
+            came_to = refused
 
 
 class _Overheard(Engine):

@@ -12,6 +12,7 @@ FUNCTION_WORDS = frozenset(
 )
 STEM_LENGTH = 4  # letters that two forms of one word share
 
+_ARTICLE = re.compile(r"^(?:a|an|the|one)\s+", re.IGNORECASE)
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 
@@ -19,6 +20,11 @@ def words(text: str) -> list[str]:
     """The words of a text in lower case, a plural's s taken off, so that "dogs" is "dog"."""
     found = [word.lower() for word in _WORD.findall(text)]
     return [word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word for word in found]
+
+
+def plain_name(object: str) -> str:
+    """An object's name without article and full stop."""
+    return _ARTICLE.sub("", object.strip()).rstrip(" .")
 
 
 def content_words(text: str, free: Iterable[str] = ()) -> list[str]:

@@ -181,6 +181,10 @@ class EncodedData:
                 indices[name].append(index_of[text])
         return cls(rows.ids, rows.grid, rows, indices, embeds, text_places)
 
+    @property
+    def labels(self) -> dict[str, list[str | None]]:
+        return self.latents.labels
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -258,3 +262,31 @@ class BatchOrder:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             self._orders[epoch] = torch.randperm(self.num_rows, generator=generator).tolist()
         return self._orders[epoch][place]
+
+
+class SharedOrder:
+    """Which rows each step trains on where edit types have shares: the type of each is drawn, then one of its rows.
+
+    Types without a share have equal parts of the rest. A function of (seed, step) alone, as `BatchOrder` is. Raises
+    UserError for a type that no row has.
+    """
+
+    def __init__(
+        self, edit_types: Sequence[str | None], shares: Mapping[str, float], batch_size: int, seed: int
+    ) -> None:
+        self.batch_size, self.seed = batch_size, seed
+        self._rows: dict[str | None, list[int]] = {}
+        for row, edit_type in enumerate(edit_types):
+            self._rows.setdefault(edit_type, []).append(row)
+        if missing := sorted(set(shares) - set(self._rows)):
+            known = ", ".join(sorted(map(str, self._rows)))
+            raise UserError(f"type_shares: no row of the training data is of type {missing[0]}; there is {known}.")
+        rest = (1 - sum(shares.values())) / max(1, len(self._rows) - len(shares))
+        self._shares = torch.tensor([shares.get(name, rest) for name in self._rows], dtype=torch.float64)
+
+    def rows(self, step: int) -> list[int]:
+        """The rows of the global batch of a step."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        kinds = list(self._rows.values())
+        drawn = torch.multinomial(self._shares, self.batch_size, replacement=True, generator=generator).tolist()
+        return [kinds[kind][int(torch.randint(len(kinds[kind]), (), generator=generator))] for kind in drawn]

@@ -22,7 +22,7 @@ from stages.train import flow
 from stages.train.adapters import Adapter, Adapters
 from stages.train.backbones.backbone import HIDDEN_STATES, backbone_of
 from stages.train.backbones.wan import Experts
-from stages.train.data import BatchOrder, EncodedData
+from stages.train.data import BatchOrder, EncodedData, SharedOrder
 from stages.train.export import FILES, read_lora, save_lora
 from stages.train.live import LiveData
 from stages.train.methods import byg, flow_grpo, np_edit, sft, video4edit
@@ -78,7 +78,11 @@ class Trainer:
             )
         self.config, self.data, self.device = config, data, device
         self.method, self.settings = METHODS[config.method], getattr(config, config.method)
-        self.order = BatchOrder(len(data), config.batch_size, config.seed)
+        shares = getattr(config, "type_shares", None)
+        if shares is None:
+            self.order = BatchOrder(len(data), config.batch_size, config.seed)
+        else:
+            self.order = SharedOrder(data.labels["edit_type"], shares, config.batch_size, config.seed)
         share = config.batch_size // self.world_size
         self.my_rows = slice(self.rank * share, (self.rank + 1) * share)
 

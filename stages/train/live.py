@@ -59,6 +59,10 @@ class LiveData:
     def grid(self) -> tuple[int, ...]:
         return self.rows.grid
 
+    @property
+    def labels(self) -> dict[str, list[str | None]]:
+        return self.rows.labels
+
     def __len__(self) -> int:
         return len(self.rows.ids)
 

@@ -16,7 +16,7 @@ from cluster.errors import UserError
 from stages.train.backbones.backbone import BackboneEncoder, loading
 from stages.train.backbones.models import resolved_model
 from stages.train.roles import Batch
-from stages.train.settings import TrainNPEditConfig
+from stages.train.settings import UnrolledConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class PerceptualDistance:
     size: tuple[int, int]  # height and width of the pictures
 
     @classmethod
-    def load(cls, config: TrainNPEditConfig, grid: tuple[int, ...], device: torch.device) -> PerceptualDistance:
+    def load(cls, config: UnrolledConfig, grid: tuple[int, ...], device: torch.device) -> PerceptualDistance:
         """With the autoencoder of `config.model`, for pictures of `grid` tokens. Raises UserError as `load_lpips`."""
         dtype = getattr(torch, config.dtype)
         with loading(config.model, f"{config.stage}.model") as backbone:

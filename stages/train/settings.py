@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.config import StageConfig, runtime
 from stages.train.backbones.models import Device, Dtype
@@ -156,7 +156,29 @@ class JudgedConfig(TrainConfig):
     questions: QuestionTemplates = QuestionTemplates()
 
 
-class TrainFlowGRPOConfig(JudgedConfig):
+class TuplesConfig(TrainConfig):
+    """Of methods that need no way back, so that either data engine's edit tuples do.
+
+    `tuples` decides which stage's rows are read: these are in the fingerprint, so it needn't be.
+    """
+
+    tuples: Literal["caption", "propose"] = runtime(
+        "caption", description="which stage wrote them: ByG's, one edit of a picture, or NP-Edit's, up to four"
+    )
+    type_shares: dict[str, Annotated[float, Field(gt=0, le=1)]] | None = Field(
+        None,
+        description="of each step's rows by edit type, the others alike; the paper: {remove: 0.25}; none: as they come",
+    )
+
+    @field_validator("type_shares")
+    @classmethod
+    def _are_shares(cls, shares: dict[str, float] | None) -> dict[str, float] | None:
+        if sum((shares or {}).values()) > 1 + 1e-9:
+            raise ValueError("the shares of all types together are at most 1")
+        return shares
+
+
+class TrainFlowGRPOConfig(JudgedConfig, TuplesConfig):
     """Flow-GRPO, on the rows of `encode`, of which each step draws `flow_grpo.group_size` edits."""
 
     method: Literal["flow_grpo"] = "flow_grpo"
@@ -167,8 +189,8 @@ class TrainFlowGRPOConfig(JudgedConfig):
     num_steps: int = Field(5000, ge=1)
 
 
-class TrainNPEditConfig(JudgedConfig, FullTuningConfig):
-    """NP-Edit, on the rows of `encode`; a step is one update, of the student or of the auxiliary model.
+class UnrolledConfig(JudgedConfig, FullTuningConfig):
+    """NP-Edit, whatever it is trained for; a step is one update, of the student or of the auxiliary model.
 
     In the paper both are trained whole: `weights: full`.
     """
@@ -181,7 +203,11 @@ class TrainNPEditConfig(JudgedConfig, FullTuningConfig):
     ema_decay: float = Field(0.0, ge=0, lt=1, description="of the average that is exported; 0: the student itself")
 
 
-class TrainCustomizationConfig(TrainNPEditConfig):
+class TrainNPEditConfig(UnrolledConfig, TuplesConfig):
+    """NP-Edit for local edits, on the rows of `encode` or `encode_proposals`."""
+
+
+class TrainCustomizationConfig(UnrolledConfig):
     """NP-Edit for customization: the source's main object in another setting (appendix E.2)."""
 
     np_edit: NPEditConfig = NPEditConfig(identity_warmup=100, lambda_dmd=2.0)

@@ -29,7 +29,7 @@ def test_profiles_of_pictures_make_nothing_of_clips(profile):
 
 def test_the_starter_makes_everything_that_is_reported():
     rest = {"ablation", "ablation_np_edit", "ablation_video4edit", "rollout_instructions"}
-    rest |= {"ingest_pairs", "ingest_videos"}
+    rest |= {"ingest_pairs", "ingest_videos", "propose", "encode_proposals"}
     rest |= {"ingest_benchmark", "ingest_video_benchmark", "ingest_customization_benchmark"}
     assert made("starter") == {stage.name for stage in STAGES} - rest
 
@@ -62,3 +62,13 @@ def test_benchmarks_on_disk_take_the_place_of_the_scene_worlds():
     assert {"benchmark", "video_benchmark"} <= one
     clips = made("byg-video", "ingest_video_benchmark.source=/data/videos")
     assert "ingest_video_benchmark" in clips and "video_benchmark" not in clips
+
+
+def test_np_edit_learns_from_its_own_proposals_where_the_profile_says_so():
+    assert {"caption", "encode"} <= made("np-edit") and not {"propose", "encode_proposals"} & made("np-edit")
+    proposed = made("np-edit-data")
+    assert proposed == (made("np-edit") | {"propose", "encode_proposals"}) - {"caption", "encode"}
+    both = made("np-edit-data", "edit.methods=[np_edit,byg,flow_grpo]")
+    assert both >= {"caption", "encode", "propose", "encode_proposals", "train_byg", "train_flow_grpo"}
+    ablated = made("ablation-np-edit", "ablation_np_edit.train.tuples=propose")
+    assert {"propose", "encode_proposals"} <= ablated and not {"caption", "encode"} & ablated

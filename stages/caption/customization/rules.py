@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +12,6 @@ from stages.caption.words import content_words, words
 MAX_NAME_WORDS = 5
 MIN_SETTING_WORDS = 2
 MAX_SETTING_LENGTH = 240  # characters
-
-_ARTICLE = re.compile(r"^(?:a|an|the|one)\s+", re.IGNORECASE)
 
 
 class ObjectRule(Rule):
@@ -33,11 +30,6 @@ class SettingRule(Rule):
     TOO_LONG = "too_long", f"Each has {MAX_SETTING_LENGTH} characters or fewer."
     SETTING_NAMES_OBJECT = "setting_names_object", "None names the object, by the last word of its name."
     SETTINGS_ALIKE = "settings_alike", "No two have the same words, but for function words."
-
-
-def plain_name(object: str) -> str:
-    """An object's name without article and full stop."""
-    return _ARTICLE.sub("", object.strip()).rstrip(" .")
 
 
 def check_object(is_unique: bool, name: str) -> list[str]:

@@ -25,8 +25,9 @@ from stages.caption.asking import (
     with_outcome,
 )
 from stages.caption.customization import prompt
-from stages.caption.customization.rules import ObjectRule, SettingRule, check_object, check_settings, plain_name
+from stages.caption.customization.rules import ObjectRule, SettingRule, check_object, check_settings
 from stages.caption.stage import read_samples
+from stages.caption.words import plain_name
 
 EDIT_TYPE = "customization"
 CUSTOMIZATION_SCHEMA = with_outcome(

@@ -8,13 +8,14 @@ from pydantic import ValidationError
 from cluster.errors import UserError
 from stages.caption import asking
 from stages.caption.customization import prompt
-from stages.caption.customization.rules import check_object, check_settings, plain_name
+from stages.caption.customization.rules import check_object, check_settings
 from stages.caption.customization.stage import (
     CUSTOMIZATION_SCHEMA,
     CustomizeConfig,
     customize_images,
     customize_sources,
 )
+from stages.caption.words import plain_name
 from stages.encode.stage import tuple_rows
 from tests.artifacts import committed
 from tests.stages.caption.replay import NUM_SAMPLES, ReplayEngine, images_of, rows_of, text_of

@@ -41,6 +41,7 @@ def arguments_of(engine, files):
         "video_prompts": ["--caption", "An animated film of a cat."],
         "verify_clips": ["--clip", clip, "--style", "night"],
         "customize": ["--image", picture],
+        "propose": ["--image", picture],
     }[engine]
 
 
@@ -50,6 +51,13 @@ SAID = {
     "video_prompts": ["An animated film of a cat.", '"caption"', "style_left "],
     "verify_clips": ["<picture 4: PNG, 8 x 8 pixels,", "night", "none: the answer is free text", "style_not_seen "],
     "customize": ["<picture 1: PNG, 64 x 32", '"is_unique"', "Call 2 depends on the answer", "settings_alike "],
+    "propose": [
+        "<picture 1: PNG, 64 x 32",
+        '"edits"',
+        "placed_vaguely ",
+        "Calls 3 to 6 depend on",
+        "caption_unchanged ",
+    ],
 }
 
 

@@ -7,7 +7,7 @@ import torch
 
 from cluster.errors import UserError
 from cluster.folder import Folder
-from stages.train.data import BatchOrder, EncodedData, rows_shard, texts_shard, write_rows, write_texts
+from stages.train.data import BatchOrder, EncodedData, SharedOrder, rows_shard, texts_shard, write_rows, write_texts
 
 
 def small(folder: Folder, latents: torch.Tensor, texts: list[str], grid=(1, 2)) -> None:
@@ -120,3 +120,19 @@ def test_the_order_covers_every_row_in_each_pass():
 def test_a_batch_larger_than_the_data_repeats_rows():
     rows = BatchOrder(3, 8, seed=0).rows(0)
     assert sorted(rows[:3]) == sorted(rows[3:6]) == [0, 1, 2]
+
+
+def test_types_have_their_shares_of_the_rows_whatever_there_is_of_each():
+    types = ["add"] * 50 + ["remove"] * 3 + ["style"] * 7 + ["color"] * 40
+    order = SharedOrder(types, {"remove": 0.25}, 16, seed=3)
+    drawn = [row for step in range(500) for row in order.rows(step)]
+    found = {name: sum(types[row] == name for row in drawn) / len(drawn) for name in set(types)}
+    assert found == pytest.approx({"remove": 0.25, "add": 0.25, "style": 0.25, "color": 0.25}, abs=0.02)
+    assert set(drawn) == set(range(100))  # every row of a type is as good as another
+    assert order.rows(7) == SharedOrder(types, {"remove": 0.25}, 16, seed=3).rows(7) != order.rows(8)
+    most = SharedOrder(types, {"remove": 0.7}, 16, seed=4)
+    assert sum(types[row] == "remove" for step in range(500) for row in most.rows(step)) / 8000 == pytest.approx(
+        0.7, abs=0.02
+    )
+    with pytest.raises(UserError, match="no row of the training data is of type text; there is add, color"):
+        SharedOrder(types, {"text": 0.1}, 16, seed=0)

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from cluster.errors import UserError
 from cluster.folder import Folder
 from stages.train.checkpoint import Checkpoints
 from stages.train.data import EncodedData
 from stages.train.engine import Trainer, TrainingDiverged, means
-from stages.train.settings import TrainByGConfig, TrainConfig
+from stages.train.settings import TrainByGConfig, TrainConfig, TrainNPEditConfig
 from stages.train.stage import identity_of, new_trainer
 from tests.stages.train import rank
 
@@ -185,6 +186,15 @@ def test_supervised_training_learns_the_pairs(sft_config, data):
         trainer.train_step()
     first, last = (means(trainer.history, step, step + 9)["loss"] for step in (1, 51))
     assert last < 0.8 * first
+
+
+def test_steps_take_edit_types_by_their_shares(np_edit_config, labelled_data):
+    judged = np_edit_config.model_copy(update={"type_shares": {"remove": 1.0}})
+    order = Trainer(judged, labelled_data, CPU).order
+    types = labelled_data.labels["edit_type"]
+    assert {types[row] for step in range(20) for row in order.rows(step)} == {"remove"} != set(types)
+    with pytest.raises(ValidationError, match="together are at most 1"):
+        TrainNPEditConfig(type_shares={"remove": 0.7, "add": 0.5})
 
 
 def test_means_are_of_the_steps_asked_for():
