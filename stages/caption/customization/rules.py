@@ -35,6 +35,20 @@ class SettingRule(Rule):
     SETTINGS_ALIKE = "settings_alike", "No two have the same words, but for function words."
 
 
+_ENDS = {
+    ObjectRule.NOT_UNIQUE: (ObjectRule.OBJECT_EMPTY, ObjectRule.OBJECT_TOO_LONG),
+    ObjectRule.OBJECT_EMPTY: (ObjectRule.OBJECT_TOO_LONG,),
+    SettingRule.WRONG_NUMBER: (ReadingRule.NOT_TEXT, *SettingRule),
+    ReadingRule.NOT_TEXT: tuple(SettingRule),
+}
+
+
+def not_applicable(reasons: Sequence[str]) -> frozenset[Rule]:
+    """The rules that weren't checked any more where these were broken."""
+    later = [rule for reason in reasons for rule in _ENDS.get(reason, ())]
+    return frozenset(later).difference(reasons)
+
+
 def plain_name(object: str) -> str:
     """An object's name without article and full stop."""
     return _ARTICLE.sub("", object.strip()).rstrip(" .")
