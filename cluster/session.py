@@ -71,11 +71,11 @@ def open_session(run_id: str) -> Session:
                 address="local",
                 num_cpus=max(4, os.cpu_count() or 1),
                 resources=dict(LOCAL_LABELS),
-                include_dashboard=True,
+                include_dashboard=attempt < _TRIES - 1,  # a machine too busy for it can do without
                 dashboard_host="127.0.0.1",
                 **common,
             )
-            return Session(True, info.dashboard_url, namespace(run_id))
+            return Session(True, info.dashboard_url or None, namespace(run_id))
         except Exception as error:  # a loaded machine can miss the 30 s that the raylet is given
             ray.shutdown()
             if attempt == _TRIES - 1:

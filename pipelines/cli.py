@@ -26,6 +26,7 @@ def main(
     *,
     profiles: Path = PROFILES,
     default_targets: Sequence[str] = (),
+    costed: Sequence[str] = (),
     tracked: bool = True,
     settings: RunSettings = RunSettings(),
 ) -> int:
@@ -33,7 +34,8 @@ def main(
 
     0: done; 1: a stage failed, or a method lacks pictures of a benchmark's items; 2: the request was wrong; 130:
     stopped by Ctrl-C or SIGTERM. A profile without `_targets` runs what leads to `default_targets`, or else
-    everything. `tracked=False` leaves MLflow out.
+    everything. Of the stages `costed` a dry run names the command that tells what they will take. `tracked=False`
+    leaves MLflow out.
     """
     arguments = _parser().parse_args(argv)
 
@@ -42,7 +44,7 @@ def main(
             print(_list(ordered(stages)))
             return OK
         try:
-            return _run(stages, arguments, profiles, default_targets, tracked, settings)
+            return _run(stages, arguments, profiles, default_targets, costed, tracked, settings)
         except MissingInputs as error:
             command = command_for(arguments, error.missing, sys.argv[0])
             raise RequestError(f"{error} This makes them:\n  {command}") from None
@@ -74,6 +76,7 @@ def _run(
     arguments: argparse.Namespace,
     profiles: Path,
     default_targets: Sequence[str],
+    costed: Sequence[str],
     tracked: bool,
     settings: RunSettings,
 ) -> int:
@@ -93,6 +96,9 @@ def _run(
     plan = make_plan(stages, configs, root, Selection(arguments.only, arguments.start, arguments.force))
     print(plan_table(plan), flush=True)
     if arguments.dry_run:
+        if asked := [planned.stage.name for planned in plan if planned.state == "run" and planned.stage.name in costed]:
+            print("\nTokens, hours and bytes, from a few rows that a model is really asked about:")
+            print("\n".join(_cost_command(arguments, name) for name in asked))
         return OK
     request = {
         "set": list(arguments.settings),
@@ -175,10 +181,16 @@ def _list(stages: Sequence[Stage]) -> str:
 
 def command_for(arguments: argparse.Namespace, missing: Sequence[str], script: str) -> str:
     """The command by which the pipeline `script` makes the missing inputs, set as in `arguments`."""
+    return shlex.join([*_begun(arguments, script), "--only", ",".join(missing)])
+
+
+def _cost_command(arguments: argparse.Namespace, stage: str) -> str:
+    return shlex.join([*_begun(arguments, str(PROFILES.parent / "cost.py")), "--stage", stage])
+
+
+def _begun(arguments: argparse.Namespace, script: str) -> list[str]:
     script = os.path.relpath(script) if os.path.exists(script) else script
     parts = ["python", script, "--profile", arguments.profile]
     if arguments.root != "./runs":
         parts += ["--root", arguments.root]
-    for setting in arguments.settings:
-        parts += ["--set", setting]
-    return shlex.join([*parts, "--only", ",".join(missing)])
+    return [*parts, "--set", *arguments.settings] if arguments.settings else parts

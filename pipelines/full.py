@@ -24,6 +24,7 @@ from stages.ablation.stage import (
     ablation_sources,
 )
 from stages.caption.customization.stage import CustomizeConfig, customize_images, customize_sources
+from stages.caption.engines import ENGINES
 from stages.caption.evolution.stage import EvolveConfig, evolve_captions, evolve_sources
 from stages.caption.proposals.stage import ProposeConfig, propose_edits, propose_sources
 from stages.caption.stage import CaptionConfig, caption_images, caption_sources
@@ -245,4 +246,4 @@ STAGES = (
 # fmt: on
 
 if __name__ == "__main__":
-    raise SystemExit(main(STAGES, default_targets=("report",)))
+    raise SystemExit(main(STAGES, default_targets=("report",), costed=tuple(ENGINES)))

@@ -13,6 +13,7 @@ from stages.caption.rule import Rule
 class ReadingRule(Rule):
     """What makes an answer readable."""
 
+    CUT_OFF = "cut_off", "The answer ends before max_tokens."
     NO_JSON = "no_json", "The answer holds a JSON object."
     MISSING_FIELD = "missing_field", "The object has every field that was asked for."
     EXTRA_FIELD = "extra_field", "The object has no other field."
@@ -38,6 +39,14 @@ def without_thinking(text: str) -> str:
     return text.split("<think>", 1)[0]
 
 
+def is_whole(text: str) -> bool:
+    """Whether an answer is one JSON object and nothing else."""
+    try:
+        return isinstance(json.loads(text, strict=False), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def json_objects(text: str) -> list[dict]:
     """All JSON objects that stand in a model's answer outside its thinking, at the top level, in their order.
 
@@ -61,8 +70,8 @@ def json_objects(text: str) -> list[dict]:
 
 
 def field_rules(*kinds: type) -> tuple[Rule, ...]:
-    """The rules that `read_fields` checks for fields of these kinds."""
-    always = (ReadingRule.NO_JSON, ReadingRule.MISSING_FIELD, ReadingRule.EXTRA_FIELD)
+    """The rules that an answer with fields of these kinds is read by: `read_fields`, and before it CUT_OFF."""
+    always = (ReadingRule.CUT_OFF, ReadingRule.NO_JSON, ReadingRule.MISSING_FIELD, ReadingRule.EXTRA_FIELD)
     empty = (ReadingRule.EMPTY_FIELD,) if str in kinds else ()
     return (*always, *empty, *(_WRONG_KIND[kind] for kind in kinds))
 

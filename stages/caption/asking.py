@@ -22,6 +22,7 @@ from cluster.config import StageConfig, runtime
 from cluster.dag import Context
 from cluster.shards import name_shards
 from cluster.vllm import Engine, EngineSettings, get_engine
+from stages.caption.answers import ReadingRule, is_whole
 from stages.caption.report import broken_name, check_error_rate, dead_letters_name, what_became, write_report
 from stages.caption.rule import Rule
 
@@ -86,10 +87,13 @@ def with_outcome(columns: Sequence[tuple[str, pa.DataType]]) -> pa.Schema:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What an answer says: its fields, or None where it can't be read; and why it can't be used."""
+    """What an answer says: its fields, or None where it can't be read; why it can't be used; and which rules are about
+    answers of another kind than this one.
+    """
 
     fields: Mapping[str, Any] | None
     reasons: Sequence[str] = ()
+    not_applicable: frozenset[Rule] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +104,16 @@ class Call:
     schema: dict[str, Any] | None
     read: Callable[[str], Reading]
     temperatures: Sequence[float] | None = None
+
+    def judged(self, reply: ChatReply) -> Reading:
+        """The reading of a reply. One that was cut off counts only as whole JSON: any other was on its way, and what
+        looks like an answer may stand in a thought that was never closed.
+        """
+        if reply.error is not None:
+            return Reading(None, [reply.error])
+        if reply.finish_reason == "length" and self.schema is not None and not is_whole(reply.text):
+            return Reading(None, [ReadingRule.CUT_OFF])
+        return self.read(reply.text)
 
 
 class Dropped(Exception):
@@ -303,7 +317,7 @@ class Work:
         state.attempts += 1
         state.most_attempts = max(state.most_attempts, state.attempts)
         state.finish_reason = reply.finish_reason
-        reading = Reading(None, [reply.error]) if reply.error is not None else state.call.read(reply.text)
+        reading = state.call.judged(reply)
         if reading.reasons:
             self._note_broken(state, reading.reasons, reply.text)
         is_unfit = reading.fields is not None and self._asking.unfit.issuperset(reading.reasons)

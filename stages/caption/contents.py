@@ -17,10 +17,12 @@ from cluster.chat import request_seed
 from cluster.errors import RequestError, UserError
 from cluster.folder import Folder
 from stages.caption.asking import OUTCOME_COLUMNS
+from stages.caption.report import broken_name
 from stages.caption.rows import StoredRows
 from stages.caption.rule import rule_name
 
 KINDS = ("edit_type", "style")  # columns whose values are to be spread evenly
+NO_PROSE = (*KINDS, "decided_by")  # columns of a few words, whose lengths say nothing
 TOKENS = ("prompt_tokens", "completion_tokens")
 DEAD_LETTERS = "dead_letters/"
 NUM_SAMPLES = 24  # of good rows, and of dead letters
@@ -29,11 +31,14 @@ _OUTCOME_NAMES = frozenset(name for name, _ in OUTCOME_COLUMNS)
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A row and the pictures that the model saw, by column; none where they aren't there any more."""
+    """A row and the pictures that the model saw, by column; none where they aren't there any more. answer: of a dead
+    letter, what the model said last; None where it wasn't asked.
+    """
 
     key: str
     row: Mapping[str, Any]
     pictures: Mapping[str, bytes]
+    answer: str | None = None
 
 
 @dataclasses.dataclass
@@ -90,11 +95,12 @@ def _schema(folder: Folder, name: str) -> pa.Schema:
 def _count(contents: Contents, folder: Folder, names: Sequence[str], schema: pa.Schema) -> None:
     texts = [f.name for f in schema if pa.types.is_string(f.type) and f.name not in {*_OUTCOME_NAMES, contents.key}]
     contents.kind = next((name for name in KINDS if name in texts), None)
-    texts = [name for name in texts if name not in KINDS]
+    texts = [name for name in texts if name not in NO_PROSE]
     contents.tokens = {name: collections.Counter() for name in TOKENS}
     contents.lengths = {name: collections.Counter() for name in texts}
     samples: dict[tuple[bool, str], list[tuple[int, int, dict[str, Any]]]] = {}
-    for row, number, is_first in _rows(folder, names, contents.key):
+    table_of: dict[str, str] = {}  # of dead letters that are or were to be shown
+    for name_of_table, row, number, is_first in _rows(folder, names, contents.key):
         is_good = row["outcome"] == "ok"
         contents.num_good += is_good
         if is_good:
@@ -118,13 +124,28 @@ def _count(contents: Contents, folder: Folder, names: Sequence[str], schema: pa.
         rank = -request_seed("inspect", row[contents.key], *([number] if number else []))
         item = (rank, -len(heap), row)
         heapq.heappush(heap, item) if len(heap) < NUM_SAMPLES else heapq.heappushpop(heap, item)
-    contents.good, contents.bad = (
-        [Sample(row[contents.key], row, {}) for row in _in_turn(samples, is_good)] for is_good in (True, False)
-    )
+        if not is_good and item in heap:
+            table_of[row[contents.key]] = name_of_table
+    contents.good = [Sample(row[contents.key], row, {}) for row in _in_turn(samples, True)]
+    bad = _in_turn(samples, False)
+    answers = _last_answers(folder, contents.key, {row[contents.key]: table_of[row[contents.key]] for row in bad})
+    contents.bad = [Sample(row[contents.key], row, {}, answers.get(row[contents.key])) for row in bad]
 
 
-def _rows(folder: Folder, names: Sequence[str], key: str) -> Iterator[tuple[dict[str, Any], int, bool]]:
-    """All rows, the number of each among those of its key in the table, and whether it is the key's first of all.
+def _last_answers(folder: Folder, key: str, table_of: Mapping[str, str]) -> dict[str, str]:
+    """What the model said last about each row that it was asked about."""
+    answers: dict[str, tuple[tuple[int, int], str]] = {}
+    for table in sorted(set(table_of.values())):
+        for item in folder.read_json(broken_name(table)):
+            place = (item["attempt"], item.get("call", 1))
+            if table_of.get(item[key]) == table and place[0] > 0 and place >= answers.get(item[key], (place, ""))[0]:
+                answers[item[key]] = place, item["answer"]
+    return {name: answer for name, (_, answer) in answers.items()}
+
+
+def _rows(folder: Folder, names: Sequence[str], key: str) -> Iterator[tuple[str, dict[str, Any], int, bool]]:
+    """All rows with their tables, the number of each among those of its key there, and whether it is the key's first
+    of all.
 
     The rows of one key are neighbours. A key with good rows may have refused ones, too, in its shard's dead letters.
     """
@@ -138,7 +159,7 @@ def _rows(folder: Folder, names: Sequence[str], key: str) -> Iterator[tuple[dict
         for row in folder.read_table(name).to_pylist():
             number = number + 1 if row[key] == before else 0
             before = row[key]
-            yield row, number, number == 0 and before not in good
+            yield name, row, number, number == 0 and before not in good
 
 
 def _in_turn(

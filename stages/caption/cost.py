@@ -16,6 +16,8 @@ from cluster.folder import Folder
 from stages.caption.asking import Asking, AskingConfig
 from stages.caption.trial import Trial
 
+NUM_REASONS = 3
+
 
 def choose_keys(keys: Sequence[str], num_rows: int, seed: int) -> list[str]:
     """A sample of the keys that is the same each time, whatever their order."""
@@ -35,7 +37,8 @@ class Estimate:
     """What the sample took, and what all rows will.
 
     Tokens are those of every attempt. tokens_per_second: of prompts and answers together, as the sample had them.
-    kept: of the sample's rows, what share came to something, and its 95 % interval (Wilson). num_bytes: of the tables.
+    kept: of the sample's rows, what share came to something, and its 95 % interval (Wilson). reasons: why the others
+    didn't, the most frequent first. num_bytes: of the tables.
     """
 
     num_rows: int
@@ -46,6 +49,7 @@ class Estimate:
     completion_tokens: Spread
     kept: float
     kept_interval: tuple[float, float]
+    reasons: Sequence[tuple[str, int]]
     num_bytes: int
     tokens_per_second: float
 
@@ -84,6 +88,7 @@ def estimate(trial: Trial, whole: Asking, sampled: Asking, config: AskingConfig,
         completion_tokens=spread(completion),
         kept=num_kept / num,
         kept_interval=(interval.low, interval.high),
+        reasons=collections.Counter(row["reason"] for row in trial.bad).most_common(),
         num_bytes=round(len(whole.keys) * per_row + num_tables * empty),
         tokens_per_second=(prompt.total() + completion.total()) / max(trial.seconds, 1e-9),
     )
@@ -115,13 +120,21 @@ def show(
         f"answer tokens     {spread(found.completion_tokens)}",
         f"tokens in all     {found.num_tokens:,.0f}",
         f"rate              {rate:,.0f} tokens a second, prompts and answers ({how})",
-        f"time              {_duration(seconds)}, {gpu_hours:,.2f} GPU-hours with {num_gpus} for the engine",
+        f"time              {_duration(seconds)}, {_hours(gpu_hours)} GPU-hours with {num_gpus} for the engine",
         f"rows kept         {found.kept:.0%} ({low:.0%} to {high:.0%} with 95 % confidence)",
         f"written           {_size(found.num_bytes)} of tables or less: large ones compress better",
     ]
+    if found.reasons:
+        told = ", ".join(f"{reason} ({count})" for reason, count in found.reasons[:NUM_REASONS])
+        lines.insert(-1, f"the others        {told}")
     if price is not None:
-        lines.insert(-2, f"price             {gpu_hours * price:,.2f} at {price:g} for a GPU-hour")
+        place = next(place for place, line in enumerate(lines) if line.startswith("rows kept"))
+        lines.insert(place, f"price             {_hours(gpu_hours * price)} at {price:g} for a GPU-hour")
     return "\n".join(lines)
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.2f}" if hours >= 0.1 else f"{hours:.2g}"
 
 
 def _duration(seconds: float) -> str:

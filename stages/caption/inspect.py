@@ -1,4 +1,5 @@
-"""Shows what a data engine made: what became of its rows, which rules fired at which attempt, tokens, lengths, kinds.
+"""Shows what a data engine made: what became of its rows, which rules fired at which attempt and at which answers,
+tokens, lengths, kinds.
 
     python -m stages.caption.inspect runs/caption/82e197e511a9a89c --html look.html
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import bisect
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from stages.report.charts import nice_ticks
 BAR = 32  # characters
 NUM_BINS = 8
 NUM_REASONS = 12
+MAX_ANSWER = 600  # characters
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,7 +68,7 @@ def show(contents: Contents) -> str:
         parts.append(section(f"Good rows by {contents.kind}", list(kinds.items())))
     for name, counts in [*contents.tokens.items(), *((f"{n}, characters", c) for n, c in contents.lengths.items())]:
         parts.append(section(name, histogram(counts)))
-    return "\n\n".join([*parts, rule_table(contents)])
+    return "\n\n".join(filter(None, [*parts, rule_table(contents), examples(contents)]))
 
 
 def section(title: str, counts: Sequence[tuple[object, int]]) -> str:
@@ -118,6 +121,19 @@ def rule_table(contents: Contents) -> str:
         for name, rule in rules_by_count(contents)
     ]
     return "\n".join(["Rules, by attempt", head, *lines])
+
+
+def examples(contents: Contents) -> str:
+    """An answer that broke each rule that fired, with the row that it is about."""
+    lines = []
+    for name, rule in rules_by_count(contents):
+        if example := next((example for example in rule["examples"] if example["answer"]), None):
+            answer = " ".join(example["answer"].split())
+            lines += [
+                f"  {name}: {example[contents.key]}",
+                textwrap.indent(textwrap.shorten(answer, MAX_ANSWER), "    "),
+            ]
+    return "\n".join(["Answers that broke them, one for each", *lines]) if lines else ""
 
 
 if __name__ == "__main__":

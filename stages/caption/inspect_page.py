@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from stages.caption.asking import OUTCOME_COLUMNS
 from stages.caption.contents import Contents, Sample
@@ -86,7 +87,8 @@ def rules(contents: Contents) -> str:
         never = "" if rule["count"] else ' class="never"'
         fired = " fired" if rule["count"] else ""
         lines.append(
-            f"<tr{never}><td><code>{_breakable(name)}</code><small>{escape(rule.get('meaning', ''))}</small></td>"
+            f"<tr{never}><td><code>{_breakable(name)}</code><small>{escape(rule.get('meaning', ''))}</small>"
+            f"{_examples(contents, rule)}</td>"
             f'<td class="number{fired}">{rule["count"]:,}</td>{cells}</tr>'
         )
     note = "Attempt 0 is before a model was asked. " if "0" in attempts else ""
@@ -96,6 +98,17 @@ def rules(contents: Contents) -> str:
         '<div class="scroll"><table class="rules"><thead><tr><th>Rule, and what it asks for</th>'
         f'<th class="number">Fired</th>{columns}</tr></thead><tbody>{"".join(lines)}</tbody></table></div></section>'
     )
+
+
+def _examples(contents: Contents, rule: Mapping[str, Any]) -> str:
+    """Answers that broke the rule, to be unfolded."""
+    answers = "".join(
+        f"<dt>{escape(example[contents.key])}, attempt {example['attempt']}</dt>"
+        f"<dd>{escape(example['answer'][:MAX_TEXT])}</dd>"
+        for example in rule["examples"]
+        if example["answer"]
+    )
+    return f'<details><summary>answers</summary><dl class="fields">{answers}</dl></details>' if answers else ""
 
 
 def figures(contents: Contents) -> str:
@@ -149,6 +162,8 @@ def _item(contents: Contents, sample: Sample, figures: Sequence[str]) -> str:
     row, is_good, kind = sample.row, sample.row["outcome"] == "ok", _kind(contents, sample)
     verdict = '<span class="ok">ok</span>' if is_good else f'<span class="not">{escape(row["outcome"])}</span>'
     why = "" if is_good else f"<dt>reason</dt><dd>{escape((row['reason'] or '')[:MAX_TEXT])}</dd>"
+    if sample.answer is not None:
+        why += f"<dt>the last answer</dt><dd>{escape(sample.answer[:MAX_TEXT]) or '(empty)'}</dd>"
     tail = {name for name, _ in OUTCOME_COLUMNS}
     fields = "".join(
         f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(str(value)[:MAX_TEXT])}</dd>"

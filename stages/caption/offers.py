@@ -1,4 +1,4 @@
-"""Which edit types each image is offered: random, but spread evenly, and the same however the work is
+"""Which edit types and styles each image is offered: random, but spread evenly, and the same however the work is
 scheduled.
 """
 
@@ -21,6 +21,7 @@ def offer_types(
     num_offered: int,
     to_photo_probability: float,
     seed: int,
+    priorities: Mapping[str, float] = PRIORITY,
 ) -> list[tuple[tuple[str, ...], tuple[str, ...] | None]]:
     """The (edit types, target styles) for the images of one logical shard, in order.
 
@@ -39,9 +40,9 @@ def offer_types(
             offers.append((("style",), PHOTOREALISTIC))
             continue
         # relative to priority: a type of weight 1.5 is to be offered 1.5 times as often
-        used = {name: counts[name] / PRIORITY.get(name, 1.0) for name in edit_types}
+        used = {name: counts[name] / priorities.get(name, 1.0) for name in edit_types}
         least = min(used.values())
-        weights = np.array([PRIORITY.get(name, 1.0) / (1.0 + used[name] - least) for name in edit_types])
+        weights = np.array([priorities.get(name, 1.0) / (1.0 + used[name] - least) for name in edit_types])
         size = min(num_offered, len(edit_types))
         chosen = generator.choice(len(edit_types), size=size, replace=False, p=weights / weights.sum())
         names = tuple(edit_types[index] for index in chosen)
@@ -69,6 +70,20 @@ def offer_evenly(
         chosen = generator.permutation(order[:num_offered])
         counts[chosen] += 1
         offers.append(tuple(edit_types[index] for index in chosen))
+    return offers
+
+
+def offer_styles(num: int, styles: Sequence[str], num_styles: int, seed: int) -> list[tuple[str, ...]]:
+    """The styles that `num` images of one logical shard may choose from, in order: the least offered ones first, of
+    equals by lot, so that none is offered more than once oftener than another.
+    """
+    generator = np.random.default_rng(seed)
+    counts = np.zeros(len(styles), dtype=np.int64)
+    offers = []
+    for _ in range(num):
+        chosen = np.lexsort((generator.random(len(styles)), counts))[:num_styles]
+        counts[chosen] += 1
+        offers.append(tuple(styles[index] for index in sorted(chosen)))
     return offers
 
 

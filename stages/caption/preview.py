@@ -198,8 +198,8 @@ def _describe(data: bytes) -> str:
 
 
 def show_rules(rules: Sequence[Rule], reading: Reading | None = None) -> str:
-    """The rules with their meanings; with a `reading`, whether each is kept. An answer that can't be read is judged
-    by the rule that says so alone.
+    """The rules with their meanings; with a `reading`, whether each is kept, or not applicable (n/a): it is about other
+    answers, or nothing is left to judge. An answer that can't be read is judged by the rule that says so alone.
     """
     width = max((len(rule) for rule in rules), default=0)
     if reading is None:
@@ -207,7 +207,10 @@ def show_rules(rules: Sequence[Rule], reading: Reading | None = None) -> str:
     broken: dict[str, str] = {rule_name(reason): reason for reason in reading.reasons}
     lines = []
     for rule in rules:
-        state = "BROKEN" if rule in broken else "kept" if reading.fields is not None else "-"
+        if rule in broken:
+            state = "BROKEN"
+        else:
+            state = "n/a" if reading.fields is None or rule in reading.not_applicable else "kept"
         lines.append(f"  {state:6}  {broken.get(rule, str(rule)):{width}}  {rule.meaning}")
     return "\n".join(lines)
 

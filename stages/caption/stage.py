@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from cluster.artifacts import Artifact
+from cluster.chat import request_seed
 from cluster.dag import Context
 from cluster.errors import UserError
 from stages.caption.answers import field_rules
@@ -25,8 +27,8 @@ from stages.caption.asking import (
     with_outcome,
 )
 from stages.caption.edits import prompt
-from stages.caption.edits.rules import EditRule, check, find_object
-from stages.caption.offers import offer_types, shard_seed
+from stages.caption.edits.rules import EditRule, check, find_object, not_applicable
+from stages.caption.offers import PRIORITY, offer_styles, offer_types, shard_seed
 from stages.caption.rows import StoredRows
 
 TUPLES_SCHEMA = with_outcome(
@@ -49,8 +51,18 @@ class CaptionConfig(AskingConfig):
         ("color", "replace", "background", "remove", "add", "style"),
         description="Names of v1/edit_types.txt.",
     )
-    num_offered: int = Field(3, ge=1, description="Edit types that each image may choose from.")
+    num_offered: int = Field(
+        3, ge=1, description="Edit types that each image may choose from; with 1 all are as even as the offers."
+    )
+    priorities: dict[str, float] = Field(
+        PRIORITY, description="How often a type is offered beside the others; 1 where none stands."
+    )
     target_styles: tuple[str, ...] | None = Field(None, description="Instead of the prompt's own list of styles.")
+    num_styles: int | None = Field(
+        None,
+        ge=2,
+        description="Styles that a style edit may choose from, each as often; none: all, at the model's taste.",
+    )
     to_photo_probability: float = Field(0.5, ge=0, le=1, description="For images that aren't photographs.")
 
     @field_validator("edit_types")
@@ -60,6 +72,14 @@ class CaptionConfig(AskingConfig):
         unknown = [name for name in value if name not in known]
         if unknown or not value or len(set(value)) != len(value):
             raise ValueError(f"choose some of {', '.join(known)}, each once")
+        return value
+
+    @field_validator("priorities")
+    @classmethod
+    def _weighed(cls, value: dict[str, float]) -> dict[str, float]:
+        known = prompt.edit_types()
+        if bad := [name for name, weight in value.items() if name not in known or not 0 < weight < math.inf]:
+            raise ValueError(f"{bad[0]}: each is one of {', '.join(known)}, with a number above 0")
         return value
 
 
@@ -84,13 +104,17 @@ def ask_captions(inputs: Mapping[str, Artifact], config: CaptionConfig, context:
 
     def rows(keys: Sequence[str]) -> Iterator[Asked]:
         metadata = [samples.read(key)["metadata"] for key in keys]
+        seed, styles = shard_seed(config.seed, keys), config.target_styles or prompt.styles()
         offers = offer_types(
-            metadata, config.edit_types, config.num_offered, config.to_photo_probability, shard_seed(config.seed, keys)
+            metadata, config.edit_types, config.num_offered, config.to_photo_probability, seed, config.priorities
         )
-        for key, (offered, styles) in zip(keys, offers, strict=True):
+        if config.num_styles is None:
+            style_offers = [styles] * len(keys)
+        else:
+            style_offers = offer_styles(len(keys), styles, config.num_styles, request_seed(seed, "styles"))
+        for key, (offered, forced), listed in zip(keys, offers, style_offers, strict=True):
             image = samples.read(key)["image"]
-            begin = functools.partial(_conversation, image, offered, styles or config.target_styles)
-            yield Asked(key, begin)
+            yield Asked(key, functools.partial(_conversation, image, offered, forced or listed))
 
     return Asking(
         key="sample_id", keys=samples.keys, rows=rows, table="tuples", unit="image", schema=TUPLES_SCHEMA,
@@ -107,13 +131,14 @@ def read_samples(ingest: Artifact, context: Context) -> StoredRows:
     return samples
 
 
-def _conversation(image: bytes, offered: Sequence[str], target_styles: Sequence[str] | None) -> Conversation:
+def _conversation(image: bytes, offered: Sequence[str], styles: Sequence[str]) -> Conversation:
     def read(text: str) -> Reading:
         fields = prompt.parse(text)
         if isinstance(fields, str):
             return Reading(None, [fields])
         subject = find_object(fields["edit_type"], fields["instruction"])
-        return Reading(fields | {"object": subject}, check(fields, offered))
+        reasons = check(fields, offered, styles)
+        return Reading(fields | {"object": subject}, reasons, not_applicable(fields["edit_type"], reasons))
 
-    row: Mapping[str, Any] = yield Call(*prompt.build_chat(image, offered, target_styles), read)
+    row: Mapping[str, Any] = yield Call(*prompt.build_chat(image, offered, styles), read)
     return [row]

@@ -65,7 +65,7 @@ def try_rows(asking: Asking, config: AskingConfig, context: Context, engine: Eng
     exchanges = []
     for request, reply in overheard.replies:
         number, call = calls[id(request.messages)]
-        reading = None if reply.error is not None else call.read(reply.text)
+        reading = None if reply.error is not None else call.judged(reply)
         exchanges.append(Exchange(request, reply, number, reading))
     good = [row for shard in shards for row in _rows(context, shard)]
     bad = [row for shard in shards for row in _rows(context, dead_letters_name(shard))]

@@ -256,7 +256,7 @@ def tar_samples(folder: Folder, name: str) -> dict[str, dict[str, tuple[str, int
                 archive.members = []  # tarfile would keep every header
     except (tarfile.TarError, OSError) as error:
         raise UserError(
-            f"ingest: {folder.path(name)} is not a readable tar file ({error}). Remove or repair it."
+            f"{folder.path(name)} is not a readable tar file ({error}). Download it again, or take it out."
         ) from None
     return {key: samples[key] for key in sorted(samples)}
 

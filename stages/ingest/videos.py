@@ -26,7 +26,7 @@ from cluster.folder import Folder
 from cluster.shards import name_shards, run_shards
 from stages.ingest.csv_rows import BadRows, csv_header, csv_rows
 from stages.ingest.frames import UnusableVideo, sample_frames, write_clip
-from stages.ingest.sources import is_plain, parquet_rows, tar_samples
+from stages.ingest.sources import PACKED_TAR_SUFFIXES, is_plain, parquet_rows, tar_samples
 
 VideoLayout = Literal["videoufo", "ultravideo", "captions"]
 # names of columns, the first that is there counts; capitals, spaces and signs play no part
@@ -163,11 +163,19 @@ def ingest_videos(inputs: Mapping[str, Artifact], config: IngestVideosConfig, co
 
 
 def list_videos(folder: Folder) -> dict[str, Video]:
-    """The .mp4 files of a folder and of the plain tars in it, by their names without folder and ending."""
+    """The .mp4 files of a folder and of the plain tars in it, by their names without folder and ending.
+
+    Raises UserError for a tar that can't be read, and for a packed archive, in whose place nothing can be read.
+    """
     videos: dict[str, Video] = {}
     for name in folder.list(recursive=True):
         if name.lower().endswith(".mp4"):
             videos.setdefault(video_name(name), Video(name))
+        elif name.lower().endswith((*PACKED_TAR_SUFFIXES, ".zip")):
+            raise UserError(
+                f"ingest_videos: {folder.path(name)} is packed, so its videos can't be read in place. Unpack it to a "
+                "plain .tar or a folder first (for example gunzip FILE.tar.gz), or take it out."
+            )
         elif name.lower().endswith(".tar"):
             for members in tar_samples(folder, name).values():
                 for suffix, (member, offset, size) in members.items():

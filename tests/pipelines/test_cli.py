@@ -52,6 +52,21 @@ def test_dry_run_says_what_and_why_and_touches_nothing(place, capsys):
     assert sorted(str(path) for path in (place / "runs").rglob("*")) == files
 
 
+def test_a_dry_run_names_the_command_that_tells_what_it_costs(place, capsys):
+    make_all(Folder("runs"), plan_for(Folder("runs"), numbers={"count": 20}))
+
+    def said(*more):
+        arguments = ("--profile", "starter", "--dry-run", *more)
+        assert cli.main(STAGES, arguments, profiles=Path("profiles"), tracked=False, costed=("squares", "evens")) == 0
+        return capsys.readouterr().out
+
+    assert "cost.py" not in said()  # nothing is to be made
+    command = said("--set", "squares.power=3").splitlines()[-1]
+    assert command.startswith("python ") and command.endswith(
+        "cost.py --profile starter --set squares.power=3 --stage squares"
+    )
+
+
 def test_a_profile_with_targets_plans_what_leads_to_them_alone(place, capsys):
     (place / "profiles" / "some.yaml").write_text("_targets: [squares]\nnumbers: {count: 20}\n")
     assert call("--profile", "some", "--dry-run") == 0

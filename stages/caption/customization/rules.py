@@ -32,6 +32,20 @@ class SettingRule(Rule):
     SETTINGS_ALIKE = "settings_alike", "No two have the same words, but for function words."
 
 
+_ENDS = {
+    ObjectRule.NOT_UNIQUE: (ObjectRule.OBJECT_EMPTY, ObjectRule.OBJECT_TOO_LONG),
+    ObjectRule.OBJECT_EMPTY: (ObjectRule.OBJECT_TOO_LONG,),
+    SettingRule.WRONG_NUMBER: (ReadingRule.NOT_TEXT, *SettingRule),
+    ReadingRule.NOT_TEXT: tuple(SettingRule),
+}
+
+
+def not_applicable(reasons: Sequence[str]) -> frozenset[Rule]:
+    """The rules that weren't checked any more where these were broken."""
+    later = [rule for reason in reasons for rule in _ENDS.get(reason, ())]
+    return frozenset(later).difference(reasons)
+
+
 def check_object(is_unique: bool, name: str) -> list[str]:
     """The rules that a picture's one thing breaks; `not_unique` means that there is none."""
     if not is_unique:

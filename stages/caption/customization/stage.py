@@ -25,7 +25,13 @@ from stages.caption.asking import (
     with_outcome,
 )
 from stages.caption.customization import prompt
-from stages.caption.customization.rules import ObjectRule, SettingRule, check_object, check_settings
+from stages.caption.customization.rules import (
+    ObjectRule,
+    SettingRule,
+    check_object,
+    check_settings,
+    not_applicable,
+)
 from stages.caption.stage import read_samples
 from stages.caption.words import plain_name
 
@@ -122,7 +128,8 @@ def _conversation(image: bytes, example: bytes | None, config: CustomizeConfig) 
         fields = read_fields(text, {"backgrounds": list})
         if isinstance(fields, str):
             return Reading(None, [fields])
-        return Reading(fields, check_settings(fields["backgrounds"], name, prompt.NUM_BACKGROUNDS))
+        reasons = check_settings(fields["backgrounds"], name, prompt.NUM_BACKGROUNDS)
+        return Reading(fields, reasons, not_applicable(reasons))
 
     asked = Call(*prompt.build_backgrounds_chat(name), read_settings, config.setting_temperatures)
     settings = (yield asked)["backgrounds"]
@@ -134,7 +141,8 @@ def _read_object(text: str) -> Reading:
     if isinstance(fields, str):
         return Reading(None, [fields])
     name = plain_name(fields["object"])
-    return Reading({"object": name}, check_object(fields["is_unique"], name))
+    reasons = check_object(fields["is_unique"], name)
+    return Reading({"object": name}, reasons, not_applicable(reasons))
 
 
 def _row(name: str, setting: str, config: CustomizeConfig) -> dict[str, str]:

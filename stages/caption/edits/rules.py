@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from stages.caption.answers import ReadingRule
 from stages.caption.edits.prompt import FIELDS, MAX_CAPTION_LENGTH, MAX_INSTRUCTION_LENGTH
 from stages.caption.rule import Rule
-from stages.caption.words import FUNCTION_WORDS, words
+from stages.caption.words import FUNCTION_WORDS, alike, content_words, words
 
 MIN_WORDS = 2
 INVERSE_TYPES = {"remove": "add", "add": "remove", "replace": "replace"}
@@ -48,6 +48,7 @@ class EditRule(Rule):
     """What an edit tuple must keep."""
 
     EDIT_TYPE_NOT_OFFERED = "edit_type_not_offered", "The edit type is one of those that were offered."
+    STYLE_NOT_OFFERED = "style_not_offered", "Style: the instruction names one of the styles that were offered."
     CAPTIONS_EQUAL = "captions_equal", "The two captions differ."
     INSTRUCTIONS_EQUAL = "instructions_equal", "The two instructions differ."
     TOO_LONG = (
@@ -96,6 +97,40 @@ class EditRule(Rule):
         "reverse_does_not_lead_to_source",
         "The reverse instruction has a word of what only the source's caption has.",
     )
+
+
+# the edit types that a rule is about, where it isn't about all
+_ONLY_FOR = {
+    EditRule.STYLE_NOT_OFFERED: ("style",),
+    EditRule.OBJECT_NOT_FOUND: ("remove", "add", "replace"),
+    EditRule.ADDED_OBJECT_NOT_IN_TARGET: ("add",),
+    EditRule.OBJECT_NOT_IN_SOURCE: ("remove", "replace"),
+    EditRule.OLD_OBJECT_IN_TARGET: ("remove", "replace"),
+    EditRule.OBJECT_AMBIGUOUS: ("remove", "replace"),
+    EditRule.REVERSE_NAMES_ANOTHER_OBJECT: ("remove", "add", "replace"),
+    EditRule.REVERSE_AMBIGUOUS: ("add", "replace"),
+    EditRule.TARGET_HAS_TWINS: ("color", "material", "replace"),
+}
+# what can't be judged any more where a rule is broken
+_ENDS = {
+    EditRule.OBJECT_NOT_FOUND: (
+        EditRule.ADDED_OBJECT_NOT_IN_TARGET,
+        EditRule.OBJECT_NOT_IN_SOURCE,
+        EditRule.OLD_OBJECT_IN_TARGET,
+        EditRule.OBJECT_AMBIGUOUS,
+        EditRule.REVERSE_NAMES_ANOTHER_OBJECT,
+        EditRule.REVERSE_AMBIGUOUS,
+    ),
+    EditRule.OBJECT_NOT_IN_SOURCE: (EditRule.OLD_OBJECT_IN_TARGET, EditRule.OBJECT_AMBIGUOUS),
+    EditRule.OLD_OBJECT_IN_TARGET: (EditRule.OBJECT_AMBIGUOUS,),
+    EditRule.REVERSE_NAMES_ANOTHER_OBJECT: (EditRule.REVERSE_AMBIGUOUS,),
+}
+
+
+def not_applicable(edit_type: str, reasons: Sequence[str]) -> frozenset[EditRule]:
+    """The rules that `check` left out for a row of this type that broke these."""
+    others = {rule for rule, types in _ONLY_FOR.items() if edit_type not in types}
+    return frozenset(others.union(*(later for rule, later in _ENDS.items() if rule in reasons)))
 
 
 def find_object(edit_type: str, instruction: str) -> str:
@@ -180,13 +215,24 @@ def _object_reasons(row: Mapping[str, str]) -> list[str]:
     return reasons
 
 
-def check(row: Mapping[str, str], offered_types: Sequence[str]) -> list[str]:
-    """The rules that a row of the five fields breaks; an empty list for a good row."""
+def names_style(instruction: str, styles: Sequence[str]) -> bool:
+    """Whether an instruction has a word of one of the styles, or a form of it: "a watercolour" of "watercolor"."""
+    said = content_words(instruction)
+    wanted = [word for style in styles for word in content_words(style, _FREE_WORDS) or content_words(style)]
+    return any(alike(one, other) for one in wanted for other in said)
+
+
+def check(row: Mapping[str, str], offered_types: Sequence[str], styles: Sequence[str] | None = None) -> list[str]:
+    """The rules that a row of the five fields breaks; an empty list for a good row. `styles`: those on offer; None
+    leaves their rule out.
+    """
     if empty := [f"{ReadingRule.EMPTY_FIELD}:{name}" for name in FIELDS if not str(row.get(name) or "").strip()]:
         return empty
     reasons = []
     if row["edit_type"] not in offered_types:
         reasons.append(EditRule.EDIT_TYPE_NOT_OFFERED)
+    if row["edit_type"] == "style" and styles is not None and not names_style(row["instruction"], styles):
+        reasons.append(EditRule.STYLE_NOT_OFFERED)
     source, target = row["src_caption"], row["tgt_caption"]
     forward, reverse = row["instruction"], row["reverse_instruction"]
     if words(source) == words(target):

@@ -20,22 +20,26 @@ NUM_SAMPLES = 30
 
 
 class ReplayEngine(Engine):
-    """Answers by a function of (request, how many requests its row had before), in an order that its seed decides;
-    may stop after some replies.
+    """Answers by a function of (request, how many requests its row had before), in an order that its seed decides, so
+    many of them on their way at a time; may stop after some replies.
     """
 
     def __init__(
-        self, answer: Callable[[ChatRequest, int], str | ChatReply], seed: int = 0, stop_after: int | None = None
+        self,
+        answer: Callable[[ChatRequest, int], str | ChatReply],
+        seed: int = 0,
+        stop_after: int | None = None,
+        num_in_flight: int = 7,
     ):
         self._answer, self._order = answer, np.random.default_rng(seed)
-        self._stop_after = stop_after
+        self._stop_after, self._num_in_flight = stop_after, num_in_flight
         self.requests: list[ChatRequest] = []
 
     def generate(self, requests: Iterable[ChatRequest | None]) -> Iterator[ChatReply]:
         source, flying, exhausted, num_replies = iter(requests), [], False, 0
         before: collections.Counter[str] = collections.Counter()
         while True:
-            while not exhausted and len(flying) < 7:
+            while not exhausted and len(flying) < self._num_in_flight:
                 request = next(source, "end")
                 exhausted = request == "end"
                 if exhausted or request is None:

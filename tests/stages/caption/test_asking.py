@@ -113,6 +113,9 @@ def test_a_row_may_become_several_rows_or_none_without_being_asked_about(run):
     assert context.rows == context.figures["num_found"] == len(good) == 17
     assert context.figures["outcomes"] == {"failed": 1, "filtered": 2, "ok": 16, "truncated": 1}
     assert context.figures["sizes"] == {"big": 14, "known": 1, "small": 2}
+    tables = context.out.list(".parquet", recursive=True)
+    assert {name.split("/")[0] for name in tables} == {"found", "dead_letters"}
+    assert all(context.out.read_table(name).schema.equals(SCHEMA) for name in tables)  # good and bad rows alike
     broken = context.out.read_json("rules.json")["rules"]
     assert broken["unreadable"]["count"] == 2 + 4 and broken["bad"]["count"] == 2
 

@@ -38,7 +38,7 @@ def answer(request, number):
 
 
 def always_offered(monkeypatch):
-    monkeypatch.setattr("stages.caption.stage.check", lambda fields, offered: [])
+    monkeypatch.setattr("stages.caption.stage.check", lambda fields, offered, styles: [])
 
 
 def test_the_sample_is_asked_about_as_in_the_whole_run(ingest):
@@ -75,11 +75,12 @@ def test_tokens_of_every_attempt_are_carried_over_to_all_rows(ingest, monkeypatc
     assert found.num_tokens == pytest.approx(NUM_SAMPLES * (np.mean(prompt) + 10 * np.mean(attempts)))
     assert found.kept == sum(index % 4 > 0 for index in indices) / 12
     assert found.kept_interval[0] < found.kept < found.kept_interval[1] <= 1
-    said = show(found, "image", 2, tokens_per_second=100.0, price=3.0)
-    hours = found.num_tokens / 100 * 2 / 3600
+    said = show(found, "image", 2, tokens_per_second=10.0, price=3.0)
+    hours = found.num_tokens / 10 * 2 / 3600
     assert (
-        f"{hours:,.2f} GPU-hours with 2" in said and f"{3 * hours:,.2f} at 3" in said and "100 tokens a second" in said
+        f"{hours:,.2f} GPU-hours with 2" in said and f"{3 * hours:,.2f} at 3" in said and "10 tokens a second" in said
     )
+    assert f"the others        no_json ({round(12 * (1 - found.kept))})\n" in said
 
 
 def test_bytes_are_those_of_the_tables(ingest, monkeypatch):

@@ -71,6 +71,7 @@ def test_every_row_is_counted(artifact, capsys):
     assert main([artifact]) == 0
     said = capsys.readouterr().out
     assert re.search(r"^  ok +24 +80%  █{32}$", said, re.M) and re.search(r"^  failed: no_json +6 ", said, re.M)
+    assert "  no_json: 0000000000000000\n    <script>alert(1)</script>" in said and "  too_long:" not in said
     assert re.search(r"^  no_json +12 +6 +6  The answer holds", said, re.M) and re.search(
         r"^  too_long +0 ", said, re.M
     )
@@ -82,6 +83,8 @@ def test_the_page_has_rows_with_their_pictures_and_nothing_unescaped(artifact, i
     text = page.read_text()
     assert text.count('<article class="item"') == 24 + 6 == text.count('src="data:image/png;base64,')
     assert "&lt;b&gt;m&lt;/b&gt;" in text and "<b>m</b>" not in text and "http" not in text.replace("http-equiv", "")
+    assert text.count("<dt>the last answer</dt><dd>&lt;script&gt;alert(1)&lt;/script&gt;</dd>") == 6
+    assert text.count("<summary>answers</summary>") == text.count("number fired") > 2 and "<script>alert" not in text
     assert text.count('data-right="no"') == 6 and "target_tells_of_the_edit" in text.replace("<wbr>", "")
     sizes = collections.Counter(base64.b64decode(code)[16:24] for code in re.findall(r"png;base64,([^\"]+)", text))
     assert sizes == {(32).to_bytes(4, "big") * 2: 30}

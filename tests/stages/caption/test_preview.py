@@ -92,6 +92,7 @@ def test_answers_are_judged_by_every_rule_and_the_row_is_shown(files, replayed, 
     assert "50 prompt tokens, 40 answer tokens, ended by stop" in broken
     assert "BROKEN  target_tells_of_the_edit" in broken and "BROKEN  reverse_not_self_contained" in broken
     assert "kept    no_json" in broken and "kept    too_long" in broken
+    assert "n/a     object_not_found" in broken and "n/a     style_not_offered" in broken
     good, row = good.split("Row of tuples/: ")
     assert "temperature 0.8" in good and "BROKEN" not in good
     row = json.loads(row)
@@ -108,8 +109,17 @@ def test_later_calls_are_shown_with_rules_of_their_own(files, replayed, capsys):
     assert main([*arguments_of("customize", files), "--run"]) == 0
     said = capsys.readouterr().out
     assert "kept    not_unique" in said and "Call 2 to " in said and said.count("BROKEN  setting_names_object") == 4
+    assert "n/a" not in said
     row = json.loads(said.split("Row of dead_letters/: ")[1])
     assert (row["outcome"], row["reason"], row["object"]) == ("filtered", "setting_names_object", "bear")
+
+
+def test_what_was_not_judged_any_more_is_not_called_kept(files, replayed, capsys):
+    replayed(lambda request, number: json.dumps({"reason": "Two.", "is_unique": False, "object": ""}))
+    assert main([*arguments_of("customize", files), "--run"]) == 0
+    said = capsys.readouterr().out
+    assert "BROKEN  not_unique" in said and "n/a     object_empty" in said and "n/a     object_too_long" in said
+    assert "kept    empty_field" in said
 
 
 def test_a_row_that_no_model_is_asked_about_says_so(files, capsys):

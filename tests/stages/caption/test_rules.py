@@ -156,6 +156,42 @@ def test_rule_fires(row, change, reason):
     assert reason in rules.check({**row, **change}, OFFERED)
 
 
+@pytest.mark.parametrize(
+    ("instruction", "names"),
+    [
+        ("Turn it into a watercolour painting", True),
+        ("Make it look like a photograph", True),
+        ("Rebuild the scene from LEGO", True),
+        ("Give it the look of film noir", False),
+        ("Turn it into an oil painting", False),  # one of all, but not of those on offer
+    ],
+)
+def test_a_style_edit_names_a_style_on_offer(instruction, names):
+    row = {
+        "edit_type": "style", "src_caption": "a dog on a hill", "instruction": instruction,
+        "tgt_caption": "a dog on a hill, in another style", "reverse_instruction": "Turn it into a photo",
+    }  # fmt: skip
+    broken = rules.check(row, ["style"], ("watercolor", "photorealistic", "Lego bricks"))
+    assert ("style_not_offered" in broken) != names
+    assert "style_not_offered" not in rules.check(row, ["style"])
+    assert rules.names_style("paint it", ("painting",)) and "style_not_offered" not in rules.check(COLOR, OFFERED, ())
+
+
+def test_what_a_rule_is_not_about_is_not_applicable():
+    """A rule that is not applicable never fires; all others can."""
+    assert {"object_not_found", "reverse_ambiguous", "style_not_offered"} < rules.not_applicable("material", [])
+    assert "target_has_twins" not in rules.not_applicable("color", [])
+    assert rules.not_applicable("remove", []) == {
+        "style_not_offered", "added_object_not_in_target", "reverse_ambiguous", "target_has_twins"
+    }  # fmt: skip
+    unnamed = rules.check({**REMOVE, "instruction": "Make it empty."}, OFFERED)
+    assert {"object_not_in_source", "object_ambiguous"} < rules.not_applicable("remove", unnamed)
+    for row in GOOD:
+        for change in GOOD:
+            reasons = rules.check({**row, "edit_type": change["edit_type"]}, OFFERED, ("anime",))
+            assert rules.not_applicable(change["edit_type"], reasons).isdisjoint(reasons)
+
+
 def test_words_that_only_look_forbidden_pass():
     row = {**COLOR, "src_caption": COLOR["src_caption"].replace("light snow", "knowing snowfall")}
     row["tgt_caption"] = COLOR["tgt_caption"].replace("light snow", "knowing snowfall")

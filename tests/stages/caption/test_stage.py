@@ -1,5 +1,6 @@
 import collections
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from cluster.dag import Context
 from cluster.errors import UserError
 from cluster.vllm import Engine, EngineSettings
 from stages.caption import asking
+from stages.caption.edits.prompt import styles
 from stages.caption.offers import PHOTOREALISTIC, offer_types
 from stages.caption.stage import TUPLES_SCHEMA, CaptionConfig, caption_images, caption_sources
-from tests.stages.caption.replay import NUM_SAMPLES, ReplayEngine, files_of, rows_of
+from tests.stages.caption.replay import NUM_SAMPLES, ReplayEngine, files_of, rows_of, text_of
 from tests.stages.ingest.context import make_context
 from tests.tiny_qwen import make_model
 
@@ -104,6 +106,87 @@ def test_the_result_depends_on_neither_order_nor_interruption(run):
     assert 0 < len({request.key for request in engine.requests}) < NUM_SAMPLES  # finished shards aren't asked again
 
 
+SPREAD = {
+    "edit_types": ("color", "material", "background", "action", "style"), "num_offered": 2, "num_styles": 3,
+    "temperatures": (0.0, 0.7),
+}  # fmt: skip
+
+
+def offered(request) -> tuple[list[str], list[str]]:
+    """The edit types and the styles that a request offers."""
+    listed = re.search(r"^- style: .*: (.*)$", text_of(request), re.MULTILINE)
+    return request.schema["properties"]["edit_type"]["enum"], listed[1].split(", ") if listed else []
+
+
+def choose(request, number: int) -> str:
+    """A model with a taste of its own, that fails at first at one picture in four and always at another."""
+    index = int(request.key, 16)
+    types, styles = offered(request)
+    if index % 4 == 0 and number == 0 or index % 13 == 5:
+        return "no"
+    if (edit_type := types[index % len(types)]) != "style":
+        return json.dumps(GOOD | {"edit_type": edit_type})
+    style = styles[index % 3]
+    row = {"edit_type": "style", "instruction": f"turn it into {style}", "reverse_instruction": "turn it into a photo"}
+    return json.dumps(row | {"src_caption": "photo of a dog on a hill", "tgt_caption": f"{style} of a dog on a hill"})
+
+
+def test_what_is_offered_depends_on_neither_order_nor_workers_nor_failures(run):
+    engine = ReplayEngine(choose, seed=1)
+    context = run(engine, "whole", **SPREAD)
+    whole, asked = files_of(context), {request.key: offered(request) for request in engine.requests}
+    assert len({row["edit_type"] for row in rows_of(context, "tuples")}) == 5 and rows_of(context, "dead_letters")
+    for num_in_flight, seed in ((1, 2), (64, 3)):
+        other = ReplayEngine(choose, seed=seed, num_in_flight=num_in_flight)
+        assert files_of(run(other, f"{num_in_flight}", **SPREAD)) == whole
+        assert {request.key: offered(request) for request in other.requests} == asked
+    for attempt in range(9):  # killed again and again
+        try:
+            run(ReplayEngine(choose, seed=attempt, stop_after=20), "killed", **SPREAD)
+        except KeyboardInterrupt:
+            continue
+        break
+    assert 1 <= attempt < 8
+    assert files_of(run(ReplayEngine(choose), "killed", **SPREAD)) == whole
+
+
+def test_styles_are_offered_evenly(run):
+    engine = ReplayEngine(choose)
+    run(engine, edit_types=("style",), num_offered=1, num_styles=4, shard_size=30, error_rate_limit=1.0)
+    by_key = {request.key: offered(request)[1] for request in engine.requests}
+    counts = collections.Counter(style for listed in by_key.values() for style in listed)
+    assert len(by_key) == 30 and all(len(set(listed)) == 4 for listed in by_key.values())
+    assert set(counts) == set(styles()) and max(counts.values()) - min(counts.values()) <= 1
+    assert len({tuple(listed) for listed in by_key.values()}) > 20
+    run(every := ReplayEngine(choose), "all", edit_types=("style",), num_offered=1, error_rate_limit=1.0)
+    assert {tuple(offered(request)[1]) for request in every.requests} == {styles()}
+
+
+def test_one_type_on_offer_makes_the_balance_exact():
+    types = ("color", "replace", "add", "style")
+    offers = offer_types(["{}"] * 1000, types, 1, 0.5, 1, {"replace": 2.0})
+    counts = collections.Counter(name for (name,), _ in offers)
+    assert counts["replace"] == pytest.approx(400, abs=8)
+    assert all(counts[name] == pytest.approx(200, abs=8) for name in ("color", "add", "style"))
+    with pytest.raises(ValueError, match="with a number above 0"):
+        CaptionConfig(priorities={"remove": 0.0})
+
+
+def test_a_draft_in_a_thought_that_was_cut_off_is_no_answer(run):
+    """The chat template opened the thought, so the answer has no mark of it."""
+
+    def answer(sample_id: str, attempt: int) -> ChatReply:
+        if int(sample_id, 16) == 0:
+            draft = f"First I thought of {json.dumps(GOOD)} but the circle"
+            return ChatReply(sample_id, draft, "length" if attempt < 2 else "stop", 50, 40)
+        return ChatReply(sample_id, json.dumps(GOOD), "length", 50, 40)  # whole at the last token that there was
+
+    context = run(scripted(answer))
+    rows = {int(row["sample_id"], 16): row for row in rows_of(context, "tuples")}
+    assert len(rows) == NUM_SAMPLES and rows[0]["attempts"] == 3 and rows[1]["attempts"] == 1
+    assert context.figures["rules_broken"] == {"cut_off": 2}
+
+
 def test_truncated_and_refused_requests_have_their_outcome(run):
     def answer(sample_id: str, attempt: int) -> str | ChatReply:
         number = int(sample_id, 16)
@@ -115,6 +198,7 @@ def test_truncated_and_refused_requests_have_their_outcome(run):
 
     bad = {int(row["sample_id"], 16): row for row in rows_of(run(scripted(answer)), "dead_letters")}
     assert (bad[0]["outcome"], bad[0]["attempts"], bad[0]["finish_reason"]) == ("truncated", 4, "length")
+    assert bad[0]["reason"] == "cut_off"
     assert (bad[1]["outcome"], bad[1]["reason"], bad[1]["attempts"]) == ("failed", "image: broken", 1)
     assert len(bad) == 2
 
@@ -137,7 +221,7 @@ def test_offers_are_even_and_follow_the_priorities():
     offers = offer_types(["{}"] * 600, types, 3, 0.5, seed=1)
     assert offers == offer_types(["{}"] * 600, types, 3, 0.5, seed=1)
     assert offers != offer_types(["{}"] * 600, types, 3, 0.5, seed=2)
-    assert all(len(set(names)) == 3 and styles is None for names, styles in offers)
+    assert all(len(set(names)) == 3 and target is None for names, target in offers)
     counts = collections.Counter(name for names, _ in offers for name in names)
     plain = [counts[name] for name in ("color", "background", "add", "style")]
     favoured = [counts[name] for name in ("remove", "replace")]
@@ -149,11 +233,14 @@ def test_offers_are_even_and_follow_the_priorities():
 def test_pictures_that_are_no_photographs_are_to_become_some():
     types, drawing = ("color", "style"), json.dumps({"photorealistic": False})
     offers = offer_types([drawing, "{}", "not json", None] * 100, types, 1, 0.5, seed=1)
-    forced = [styles == PHOTOREALISTIC for _, styles in offers]
+    forced = [target == PHOTOREALISTIC for _, target in offers]
     assert not any(forced[1::4] + forced[2::4] + forced[3::4])
-    assert 30 < sum(forced[0::4]) < 70
-    assert all(names == ("style",) for names, styles in offers if styles)
-    assert not any(styles for _, styles in offer_types([drawing] * 20, ("color",), 1, 1.0, seed=1))
+    assert all(names == ("style",) for names, target in offers if target)
+    assert not any(target for _, target in offer_types([drawing] * 20, ("color",), 1, 1.0, seed=1))
+    for probability in (0.0, 0.2, 0.5, 1.0):
+        offers = offer_types([drawing] * 400, types, 1, probability, seed=2)
+        share = np.mean([target is not None for _, target in offers])
+        assert abs(share - probability) <= 3 * np.sqrt(probability * (1 - probability) / 400)
 
 
 def test_what_belongs_to_the_fingerprint(tmp_path: Path):

@@ -165,6 +165,23 @@ def test_a_target_of_another_size_is_scaled_to_its_source(tmp_path):
     assert {Image.open(io.BytesIO(row["target_image"])).size for row in rows} == {(10, 8)}
 
 
+def test_magicbrush_as_published(tmp_path):
+    (tmp_path / "data").mkdir()
+    rows = [
+        {
+            "img_id": f"{index}", "turn_index": 1, "source_img": image(2 * index), "mask_img": image(99),
+            "instruction": "remove the dog", "target_img": image(2 * index + 1),
+        }
+        for index in range(3)
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data" / "dev-00000-of-00001.parquet")
+    found = table_rows(read(tmp_path, {"magicbrush": tmp_path / "data"}, num_pairs=2), "pairs")
+    assert len(found) == 2 and {row["edit_type"] for row in found} == {"remove"}
+    assert json.loads(found[0]["metadata"]).keys() == {"dataset", "img_id", "turn_index", "instruction", "path"}
+    number = int(found[1]["pair_id"].split("#")[1])
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(found[1]["target_image"]))), noise(2 * number + 1))
+
+
 def test_webdataset_tars_have_the_same_names(tmp_path):
     folder = tmp_path / "magicbrush"
     folder.mkdir()

@@ -117,6 +117,25 @@ def test_ultravideo_and_other_names(tmp_path):
     assert named.rows == 4
 
 
+def test_clips_of_ultravideo(tmp_path):
+    (tmp_path / "u" / "short").mkdir(parents=True)
+    (tmp_path / "u" / "short.csv").write_text("clip_id,Summarized Description\na.mp4,A.\nb,B.\nc,C.\n")
+    for name in ("a", "b"):
+        (tmp_path / "u" / "short" / f"{name}.mp4").write_bytes(mp4())
+    options = dict(layout="ultravideo", clips=True, num_frames=4, frames_per_second=8, height=16, width=32)
+    context = read(tmp_path, tmp_path / "u", **options)
+    assert [row["caption_id"] for row in table_rows(context, "clips")] == ["a.mp4", "b"]
+    assert context.figures["num_rows_without_video"] == 1
+    (tmp_path / "u" / "more.zip").write_bytes(b"")
+    with pytest.raises(UserError, match=r"more.zip is packed, so its videos can't be read in place. Unpack it"):
+        read(tmp_path, tmp_path / "u", "packed", **options)
+    assert read(tmp_path, tmp_path / "u", "captions", layout="ultravideo").rows == 3
+    (tmp_path / "u" / "more.zip").rename(tmp_path / "u" / "more.tar")
+    (tmp_path / "u" / "more.tar").write_bytes(b"x" * 2000)
+    with pytest.raises(UserError, match=r"^.*/more.tar is not a readable tar file"):
+        read(tmp_path, tmp_path / "u", "broken", **options)
+
+
 def test_frames_are_those_shown_at_the_times():
     frames = sample_frames(io.BytesIO(mp4(24, 24)), 12, 12, (64, 48), 10_000)
     assert np.allclose(grays(frames), np.arange(0, 24, 2), atol=1)
