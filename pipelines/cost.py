@@ -66,11 +66,12 @@ def _cost(arguments: argparse.Namespace, stages: Sequence[Stage], profiles: Path
         whole = ENGINES[name].asks(inputs, config, context)
         keys = choose_keys(whole.keys, arguments.num_rows, config.seed)
         sampled = sample_rows(whole, config.shard_size, keys)
-        with opened(config, context) as engine:
+        one = config.model_copy(update={"engine": config.engine.model_copy(update={"num_engines": 1})})
+        with opened(one, context) as engine:
             trial = try_rows(sampled, config, context, engine)
         found = estimate(trial, whole, sampled, config, Folder(context.root).sub("measured"))
-    num_gpus = config.engine.tensor_parallel_size
-    return show(found, whole.unit, num_gpus, arguments.tokens_per_second, arguments.price_per_gpu_hour)
+    num_gpus, num_engines = config.engine.tensor_parallel_size, config.engine.num_engines
+    return show(found, whole.unit, num_gpus, num_engines, arguments.tokens_per_second, arguments.price_per_gpu_hour)
 
 
 def _inputs(arguments: argparse.Namespace, stages: Sequence[Stage], profiles: Path) -> tuple[Planned, dict]:

@@ -100,13 +100,21 @@ def _num_bytes(folder: Folder, schema: pa.Schema, rows: Sequence[Mapping[str, An
 
 
 def show(
-    found: Estimate, unit: str, num_gpus: int, tokens_per_second: float | None = None, price: float | None = None
+    found: Estimate,
+    unit: str,
+    num_gpus: int,
+    num_engines: int = 1,
+    tokens_per_second: float | None = None,
+    price: float | None = None,
 ) -> str:
-    """The estimate in print, at the sample's rate or a given one; `price` is that of one GPU for an hour."""
+    """The estimate in print, at the sample's rate or a given one, which is that of one engine with its `num_gpus`;
+    `price` is that of one GPU for an hour.
+    """
     rate = tokens_per_second or found.tokens_per_second
     seconds = found.num_tokens / rate
     gpu_hours = seconds * num_gpus / 3600
     low, high = found.kept_interval
+    engines = f"{num_engines} engines of {num_gpus}" if num_engines > 1 else f"{num_gpus} for the engine"
     how = "as given" if tokens_per_second else "as the sample had it; a full engine is faster"
 
     def spread(value: Spread, digits: int = 0) -> str:
@@ -119,8 +127,8 @@ def show(
         f"prompt tokens     {spread(found.prompt_tokens)} (a row, all attempts, pictures included)",
         f"answer tokens     {spread(found.completion_tokens)}",
         f"tokens in all     {found.num_tokens:,.0f}",
-        f"rate              {rate:,.0f} tokens a second, prompts and answers ({how})",
-        f"time              {_duration(seconds)}, {_hours(gpu_hours)} GPU-hours with {num_gpus} for the engine",
+        f"rate              {rate:,.0f} tokens a second and engine, prompts and answers ({how})",
+        f"time              {_duration(seconds / num_engines)}, {_hours(gpu_hours)} GPU-hours with {engines}",
         f"rows kept         {found.kept:.0%} ({low:.0%} to {high:.0%} with 95 % confidence)",
         f"written           {_size(found.num_bytes)} of tables or less: large ones compress better",
     ]

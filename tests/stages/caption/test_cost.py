@@ -77,6 +77,7 @@ def test_tokens_of_every_attempt_are_carried_over_to_all_rows(ingest, monkeypatc
     assert found.kept_interval[0] < found.kept < found.kept_interval[1] <= 1
     said = show(found, "image", 2, tokens_per_second=10.0, price=3.0)
     hours = found.num_tokens / 10 * 2 / 3600
+    assert f"{hours:,.2f} GPU-hours with 4 engines of 2" in show(found, "image", 2, 4, tokens_per_second=10.0)
     assert (
         f"{hours:,.2f} GPU-hours with 2" in said and f"{3 * hours:,.2f} at 3" in said and "10 tokens a second" in said
     )
