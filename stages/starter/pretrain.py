@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 MODELS = Path(__file__).parent / "models"
-PARTS = ("flux", "qwen3vl", "wan")
+PARTS = ("flux", "qwen3vl", "qwen3vl_proposals", "wan")
 
 
 def pretrain_flux(out: Path, work: Path, autoencoder_steps: int, generator_steps: int) -> dict:
@@ -65,6 +65,17 @@ def pretrain_qwen3vl(out: Path, work: Path) -> dict:
     return figures
 
 
+def pretrain_qwen3vl_proposals(out: Path, work: Path, start: Path) -> dict:
+    """Trains the vision-language model in `start` on to one that proposes and verifies edits; the same otherwise."""
+    from stages.starter.vlm_pretrain import PROPOSAL_SETTINGS, pretrain_vlm
+    from stages.starter.vlm_proposal_measure import measure_proposals, write_card
+
+    pretrain_vlm(out, work / "qwen3vl_proposals", settings=PROPOSAL_SETTINGS, start=start)
+    figures = measure_proposals(out)
+    write_card(out, figures)
+    return figures
+
+
 def pretrain_wan(out: Path, work: Path) -> dict:
     """Trains the video models, writes their pipelines to `out`, returns the measured figures."""
     from stages.starter.wan_pretrain import measure_wan, train_wan
@@ -94,6 +105,11 @@ def main() -> None:
         )
     if "qwen3vl" in parts:
         figures["qwen3vl"] = pretrain_qwen3vl(arguments.out / "qwen3vl", arguments.work)
+    if "qwen3vl_proposals" in parts:
+        trained = next(folder / "qwen3vl" for folder in (arguments.out, MODELS) if (folder / "qwen3vl").exists())
+        figures["qwen3vl_proposals"] = pretrain_qwen3vl_proposals(
+            arguments.out / "qwen3vl_proposals", arguments.work, trained
+        )
     if "wan" in parts:
         figures["wan"] = pretrain_wan(arguments.out / "wan", arguments.work)
     measured.write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n")

@@ -60,7 +60,7 @@ def tuple_is_true(scene: Scene, row: dict[str, str]) -> bool:
     return edit is not None and all(getattr(edit, name) == row[name] for name in edits_prompt.FIELDS)
 
 
-class _Engine:
+class Engine:
     """An in-process vLLM engine; asks many questions at once."""
 
     def __init__(self, model_dir: pathlib.Path, device: str):
@@ -118,7 +118,7 @@ def _chat(images: Sequence[bytes], text: str) -> tuple[list[dict], None]:
     return [{"role": "user", "content": content}], None
 
 
-def _measure_tuples(engine: _Engine, scenes: list[Scene], temperature: float) -> dict:
+def _measure_tuples(engine: Engine, scenes: list[Scene], temperature: float) -> dict:
     generator = np.random.default_rng(1)
     offers = [data.draw_offer(scene, generator) for scene in scenes]
     chats = [
@@ -159,7 +159,7 @@ def _agreement(answers: Sequence[str], truths: Sequence[tuple[bool, bool]]) -> d
     }
 
 
-def _measure_judge(engine: _Engine, scenes: list[Scene]) -> dict:
+def _measure_judge(engine: Engine, scenes: list[Scene]) -> dict:
     generator = np.random.default_rng(2)
     edits = [sample_edit(scene, generator) for scene in scenes]
     results = [data.draw_result(edit, generator) for edit in edits]
@@ -190,7 +190,7 @@ def measure_vlm(model_dir: pathlib.Path, device: str = "cpu", num_items: int = 4
     """
     generator = np.random.default_rng(7)
     scenes = [data.draw_scene(generator, held_out=True) for _ in range(num_items)]
-    engine = _Engine(pathlib.Path(model_dir), device)
+    engine = Engine(pathlib.Path(model_dir), device)
     images = [to_png(render(scene)) for scene in scenes]
     captions = engine.ask([_chat([image], questions.CAPTION) for image in images])
     asked = [data.one_image_questions(scene, generator)[-1] for scene in scenes]

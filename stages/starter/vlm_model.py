@@ -30,9 +30,12 @@ GRID = IMAGE_SIZE // PATCH_SIZE
 HIDDEN_SIZE = 128
 
 
-def build_config() -> Qwen3VLConfig:
-    """Heads of 32: vLLM's CPU attention refuses smaller ones. Patches stay unmerged: 16 tokens an image."""
-    tokenizer = build_processor().tokenizer
+def build_config(proposals: bool = False) -> Qwen3VLConfig:
+    """Heads of 32: vLLM's CPU attention refuses smaller ones. Patches stay unmerged: 16 tokens an image.
+
+    `proposals` chooses the vocabulary, here and below, see `build_processor`.
+    """
+    tokenizer = build_processor(proposals).tokenizer
     token = tokenizer.convert_tokens_to_ids
     return Qwen3VLConfig(
         text_config={
@@ -75,21 +78,23 @@ def build_config() -> Qwen3VLConfig:
     )
 
 
-def build_model(seed: int) -> Qwen3VLForConditionalGeneration:
+def build_model(seed: int, proposals: bool = False) -> Qwen3VLForConditionalGeneration:
     """The untrained model in float32."""
     torch.manual_seed(seed)
-    return Qwen3VLForConditionalGeneration(build_config()).float()
+    return Qwen3VLForConditionalGeneration(build_config(proposals)).float()
 
 
-def save_model(model: Qwen3VLForConditionalGeneration, folder: pathlib.Path, dtype: torch.dtype) -> None:
+def save_model(
+    model: Qwen3VLForConditionalGeneration, folder: pathlib.Path, dtype: torch.dtype, proposals: bool = False
+) -> None:
     """Model, processor, tokenizer and chat template, as `from_pretrained` and vLLM load them."""
     weights = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
-    copy = Qwen3VLForConditionalGeneration(build_config()).to(dtype)
+    copy = Qwen3VLForConditionalGeneration(build_config(proposals)).to(dtype)
     copy.load_state_dict(weights)
     copy.generation_config.eos_token_id = copy.config.text_config.eos_token_id
     copy.generation_config.pad_token_id = copy.config.text_config.pad_token_id
     copy.save_pretrained(folder)
-    build_processor().save_pretrained(folder)
+    build_processor(proposals).save_pretrained(folder)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from stages.starter.vlm_data import to_patches
+from stages.starter.vlm_questions import VERIFY_REASONS
 from stages.starter.vlm_tokenizer import (
     IMAGE_SIZE,
     IMAGE_TOKEN,
@@ -57,22 +58,23 @@ class Batch:
 
 
 @functools.lru_cache(maxsize=50_000)
-def _encode(text: str) -> tuple[int, ...]:
-    return tuple(build_processor().tokenizer.encode(text, add_special_tokens=False))
+def _encode(text: str, proposals: bool) -> tuple[int, ...]:
+    return tuple(build_processor(proposals).tokenizer.encode(text, add_special_tokens=False))
 
 
 @functools.cache
-def _verdict_tokens() -> frozenset[int]:
-    return frozenset(_encode(text)[0] for text in ("Yes", "No", "0", "3", "7", "10"))
+def _verdict_tokens(proposals: bool) -> frozenset[int]:
+    verdicts = ("Yes", "No", "0", "3", "7", "10", *(VERIFY_REASONS.values() if proposals else ()))
+    return frozenset(_encode(text, proposals)[0] for text in verdicts)
 
 
 @functools.cache
 def _image_token() -> int:
-    return build_processor().tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    return build_processor().tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)  # the same in both vocabularies
 
 
 @functools.cache
-def prefix(num_images: int) -> tuple[np.ndarray, np.ndarray, int]:
+def prefix(num_images: int, proposals: bool = False) -> tuple[np.ndarray, np.ndarray, int]:
     """Token ids and positions `[3, T]` of a turn that starts with images, if any, and where the text goes on."""
     ids, positions, place = [], [], 0
     pieces = ["<|im_start|>user\n", *["<|vision_start|>", None, "<|vision_end|>"] * num_images]
@@ -83,7 +85,7 @@ def prefix(num_images: int) -> tuple[np.ndarray, np.ndarray, int]:
             positions.append(grid + place)
             place += GRID
         else:
-            tokens = _encode(piece)
+            tokens = _encode(piece, proposals)
             ids += tokens
             positions.append(np.tile(np.arange(place, place + len(tokens)), (3, 1)))
             place += len(tokens)
@@ -91,18 +93,21 @@ def prefix(num_images: int) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 @functools.lru_cache(maxsize=50_000)
-def turn(question: str, answer: str) -> tuple[tuple[int, ...], int]:
+def turn(question: str, answer: str, proposals: bool = False) -> tuple[tuple[int, ...], int]:
     """Token ids of question and answer behind the images, and how many are the answer's (with its end)."""
-    asked = _encode(f"{question}{TURN_END}\n<|im_start|>assistant\n")
-    answered = _encode(f"{answer}{TURN_END}")
+    asked = _encode(f"{question}{TURN_END}\n<|im_start|>assistant\n", proposals)
+    answered = _encode(f"{answer}{TURN_END}", proposals)
     return asked + answered, len(answered)
 
 
-def pack(documents: Sequence[Document]) -> Batch:
-    """One row per document, padded to the longest; the documents have the same number of images each."""
-    start_ids, start_positions, text_place = prefix(len(documents[0].images))
+def pack(documents: Sequence[Document], proposals: bool = False) -> Batch:
+    """One row per document, padded to the longest; the documents have the same number of images each.
+
+    `proposals` chooses the vocabulary, see `build_processor`.
+    """
+    start_ids, start_positions, text_place = prefix(len(documents[0].images), proposals)
     start = len(start_ids)
-    turns = [[turn(question, answer) for question, answer in document.questions] for document in documents]
+    turns = [[turn(question, answer, proposals) for question, answer in document.questions] for document in documents]
     length = start + max(sum(len(tokens) for tokens, _ in asked) for asked in turns)
     shape = (len(documents), length)
     ids, segment_of = np.zeros(shape, dtype=np.int64), np.full(shape, -1, dtype=np.int64)
@@ -119,7 +124,7 @@ def pack(documents: Sequence[Document]) -> Batch:
                 target = tokens[-offset]
                 answers.append((row, end - offset - 1))
                 targets.append(target)
-                decisive = (document.kind != "scene" or num_answered == 2) and target in _verdict_tokens()
+                decisive = (document.kind != "scene" or num_answered == 2) and target in _verdict_tokens(proposals)
                 weights.append(DECISIVE_WEIGHT if decisive else 1.0)
                 kinds.append((document.kind, segment, decisive))
             place = end

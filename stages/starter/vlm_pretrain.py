@@ -16,9 +16,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import Qwen3VLForConditionalGeneration
 
 from stages.starter import vlm_caption_data as captioning
 from stages.starter import vlm_data as data
+from stages.starter import vlm_proposal_data as proposing
 from stages.starter.progress import Progress, TrainingSettings
 from stages.starter.vlm_model import (
     GRID,
@@ -29,6 +31,7 @@ from stages.starter.vlm_model import (
     text_hidden_states,
 )
 from stages.starter.vlm_packing import Document, pack
+from stages.starter.vlm_tokenizer import build_processor
 from stages.starter.world import (
     BACKGROUNDS,
     COLORS,
@@ -42,7 +45,7 @@ from stages.starter.world import (
 CHANGES = (0.01, 0.04, 0.1)  # of a patch's mean difference, of the range: where its classes meet
 PROBE_WEIGHT = 0.3
 NUM_MEASURES = 4  # of an object: offset right and down, size, shade
-WRITTEN = ("scene", "evolution", "text")  # documents whose answers are more than a verdict
+WRITTEN = ("scene", "evolution", "text", "proposal")  # documents whose answers are more than a verdict
 OBJECT_CLASSES = (None, *((shape, color) for shape in SHAPES for color in COLORS))
 
 
@@ -59,7 +62,28 @@ class VLMPretrainSettings(TrainingSettings):
     num_evolutions: int = 8  # pairs whose change is told as a clip,
     num_clips: int = 8  # two frames of a clip, asked for their style,
     num_customizations: int = 12  # pairs asked for an object in a new setting,
-    num_texts: int = 12  # and texts without a picture: captions to clean, objects to think up settings for
+    num_texts: int = 12  # texts without a picture: captions to clean, objects to think up settings for,
+    num_proposals: int = 0  # and images to propose edits of, and to verify instructions for
+
+    @property
+    def proposals(self) -> bool:
+        """Which vocabulary it takes, see `vlm_tokenizer.build_processor`."""
+        return self.num_proposals > 0
+
+
+# From the trained model on to one that proposes edits and verifies instructions: half an hour on one core.
+PROPOSAL_SETTINGS = VLMPretrainSettings(
+    learning_rate=2e-3,
+    language_steps=1900,
+    num_proposals=12,
+    num_scenes=2,
+    num_pairs=0,
+    num_qualities=0,
+    num_evolutions=0,
+    num_clips=0,
+    num_customizations=0,
+    num_texts=0,
+)
 
 
 class _Probed(nn.Module):
@@ -164,7 +188,7 @@ def _pretrain_vision(model: nn.Module, work_dir: pathlib.Path, settings: VLMPret
 
 def draw_documents(settings: VLMPretrainSettings, generator: np.random.Generator) -> list[list[Document]]:
     """The documents of one step, by kind."""
-    scenes, pairs, qualities, evolutions, clips, customizations, texts = ([] for _ in range(7))
+    scenes, pairs, qualities, evolutions, clips, customizations, texts, proposals = ([] for _ in range(8))
     for _ in range(settings.num_scenes):
         scene = data.draw_scene(generator)
         image = data.jitter(render(scene), generator)
@@ -198,13 +222,17 @@ def draw_documents(settings: VLMPretrainSettings, generator: np.random.Generator
         names = [data.draw_scene(generator).objects[0].name for _ in range(2)]
         asked += [captioning.backgrounds_question(name, generator) for name in names]
         texts.append(Document("text", (), tuple(asked)))
-    return [scenes, pairs, qualities, evolutions, clips, customizations, texts]
+    for _ in range(settings.num_proposals):
+        scene = data.draw_scene(generator)
+        asked = proposing.proposal_questions(scene, generator)
+        proposals.append(Document("proposal", (data.jitter(render(scene), generator),), tuple(asked)))
+    return [scenes, pairs, qualities, evolutions, clips, customizations, texts, proposals]
 
 
 def _language_step(probed: _Probed, settings: VLMPretrainSettings, step: int, device: str, tally: dict) -> float:
     generator = np.random.default_rng([settings.seed, 1, step])
     kinds = [documents for documents in draw_documents(settings, generator) if documents]
-    batches = [pack(documents).to(device) for documents in kinds]
+    batches = [pack(documents, settings.proposals).to(device) for documents in kinds]
     total_weight = sum(float(batch.weights.sum()) for batch in batches)
     model, total = probed.model, 0.0
     for documents, batch in zip(kinds, batches, strict=True):
@@ -239,12 +267,12 @@ def _log(work_dir: pathlib.Path, phase: str, progress: Progress, **figures: floa
     print(json.dumps(line), flush=True)
 
 
-def _export(model: nn.Module, out_dir: pathlib.Path) -> None:
+def _export(model: nn.Module, out_dir: pathlib.Path, proposals: bool) -> None:
     """Writes the model's folder beside `out_dir` and swaps it in; a model card that is there stays."""
     temporary, old = (out_dir.with_name(f".{out_dir.name}.{suffix}") for suffix in ("new", "old"))
     for folder in (temporary, old):
         shutil.rmtree(folder, ignore_errors=True)
-    save_model(model, temporary, torch.float16)
+    save_model(model, temporary, torch.float16, proposals)
     for path in temporary.iterdir():
         path.chmod(0o644)
     if out_dir.exists():
@@ -255,23 +283,41 @@ def _export(model: nn.Module, out_dir: pathlib.Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _put_trained(model: nn.Module, folder: pathlib.Path) -> None:
+    """Puts the weights of a trained model into one with its vocabulary, or one that has more pieces behind it."""
+    trained = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict()
+    num_known = len(build_processor().tokenizer)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("embed_tokens.weight"):
+                known = trained[name][:num_known]
+                parameter.mul_(known.std() / parameter.std())  # new pieces begin at random, as long as the known ones
+                parameter[:num_known] = known
+            else:
+                parameter.copy_(trained[name])
+
+
 def pretrain_vlm(
     out_dir: pathlib.Path,
     work_dir: pathlib.Path,
     device: str = "cpu",
     settings: VLMPretrainSettings | None = None,
+    start: pathlib.Path | None = None,
 ) -> pathlib.Path:
     """Trains the model and writes its folder to `out_dir`, at each checkpoint and at the end.
 
-    Goes on from what `work_dir` holds; a finished training is only exported again.
+    Goes on from what `work_dir` holds; a finished training is only exported again. With `start`, the folder of a
+    trained model, it begins there and not with the vision tower.
     """
     settings = settings or VLMPretrainSettings()
     out_dir, work_dir = pathlib.Path(out_dir), pathlib.Path(work_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
-    model = build_model(settings.seed).to(device).train()
+    model = build_model(settings.seed, settings.proposals).to(device).train()
     language = work_dir / "language.safetensors"
-    if not language.exists():
+    if start is not None:
+        _put_trained(model, start)
+    elif not language.exists():
         _pretrain_vision(model, work_dir, settings, device)
     probed = _Probed(model).to(device)
     progress = Progress(language, probed, settings, settings.language_steps)
@@ -291,8 +337,8 @@ def pretrain_vlm(
         if progress.due:
             progress.save()
             present = progress.use_average()
-            _export(model, out_dir)
+            _export(model, out_dir, settings.proposals)
             progress.put(present)
     progress.use_average()
-    _export(model, out_dir)
+    _export(model, out_dir, settings.proposals)
     return out_dir

@@ -1,7 +1,7 @@
 """What the starter's vision-language model is asked besides the prompts of the caption and evaluate stages.
 
-One-image and two-image questions whose answer is the one token Yes or No, and the sentences that it gives as
-reasons for its scores.
+One-image and two-image questions whose answer is the one token Yes or No, the sentences that it gives as reasons for
+its scores and verdicts, and instructions that are too vague.
 """
 
 from __future__ import annotations
@@ -50,3 +50,25 @@ REASONS = tuple(
     for reasons in (SUCCESS_REASONS, OVER_EDITING_REASONS, NATURALNESS_REASONS, ARTIFACTS_REASONS, UNIQUE_REASONS)
     for reason in reasons.values()
 )
+
+VERIFY_REASONS = {
+    "fits": "The image admits it, and the change is plain to see.",
+    "vague": "It does not say what exactly is to change.",
+    "type": "It is an edit of another type.",
+    "hard": "It is too hard to do well.",
+    "absent": "There is no such object.",
+    "same": "It would change nothing.",
+    "alike": "Two objects would be alike.",
+    "two": "It asks for two changes at once.",
+    "last": "It is the only object.",
+    "third": "There is no room for a third object.",
+    "taken": "Something stands there.",
+}
+VAGUE_INSTRUCTIONS = {
+    "color": "make it another color",
+    "replace": "replace something",
+    "background": "make the background nicer",
+    "remove": "remove what is in the way",
+    "add": "add something near it",
+    "style": "turn it into something else",
+}

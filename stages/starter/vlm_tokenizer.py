@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Sequence
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
@@ -20,6 +21,7 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 from stages.caption.customization import prompt as customization_prompt
 from stages.caption.edits import prompt as edits_prompt
 from stages.caption.evolution import prompt as evolution_prompt
+from stages.caption.proposals import prompt as proposals_prompt
 from stages.caption.video import prompt as video_prompt
 from stages.evaluate.judges.viescore import prompt as viescore_prompt
 from stages.starter import vlm_questions as questions
@@ -93,14 +95,37 @@ def pieces() -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer, from the prompts' present words. Longer pieces win over shorter ones."""
+def proposal_pieces() -> list[str]:
+    """The fixed parts of what the engine that proposes and verifies edits asks, and of the answers."""
+    edit_lines, listed = edits_prompt.edit_types(), ", ".join(edits_prompt.styles())
+    examples = [f"- {name}: {line}" for name in EDIT_TYPES for line in proposals_prompt.good_examples()[name]]
+    asked = proposals_prompt.proposal_text(["color"], {"color": "\0"}).replace("- color: \0", "\0")
+    found = _fixed_parts(asked.replace(f"- color: {edit_lines['color'].format(styles=listed)}", "\0"))
+    found += [*examples, '{"edits":[', '","object":"', '"},{"edit_type":"', '"}]}']
+    found += [*_fixed_parts(proposals_prompt.verify_text("\0", "\0")), '","is_valid":', ',"edited_caption":"']
+    return [*found, *questions.VERIFY_REASONS.values(), *questions.VAGUE_INSTRUCTIONS.values()]
+
+
+def build_tokenizer(more: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """The tokenizer, from the prompts' present words. Longer pieces win over shorter ones.
+
+    `more` pieces get the ids behind all others, so that what was learned of these stays where it is.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    whole = sorted(pieces(), key=lambda piece: (-len(piece), piece))
+    by_length = functools.partial(sorted, key=lambda piece: (-len(piece), piece))
+    known = pieces()
     as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     vocabulary = {symbol: index for index, symbol in enumerate(alphabet)}
-    for piece in whole:
-        vocabulary.setdefault("".join(part for part, _ in as_bytes.pre_tokenize_str(piece)), len(vocabulary))
+
+    def give_ids(new: Sequence[str]) -> None:
+        for piece in by_length(new):
+            vocabulary.setdefault("".join(part for part, _ in as_bytes.pre_tokenize_str(piece)), len(vocabulary))
+
+    give_ids(known)
+    if more:
+        vocabulary |= {token: len(vocabulary) + index for index, token in enumerate(SPECIAL_TOKENS)}
+        give_ids(more)
+    whole = by_length({*known, *more})
     tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[], ignore_merges=True, fuse_unk=False))
     pattern = "|".join(re.sub(r"([^\w\s])", r"\\\1", piece) for piece in whole)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), as_bytes])
@@ -116,8 +141,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @functools.cache
-def build_processor() -> Qwen3VLProcessor:
-    """Tokenizer, image and video processor and chat template; any square image becomes 64x64, 16 tokens."""
+def build_processor(proposals: bool = False) -> Qwen3VLProcessor:
+    """Tokenizer, image and video processor and chat template; any square image becomes 64x64, 16 tokens.
+
+    With `proposals` the vocabulary has the pieces of the engine that proposes and verifies edits, too.
+    """
     size = {"shortest_edge": IMAGE_SIZE**2, "longest_edge": IMAGE_SIZE**2}
     settings = {
         "patch_size": PATCH_SIZE,
@@ -128,7 +156,7 @@ def build_processor() -> Qwen3VLProcessor:
     }
     return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(**settings),
-        tokenizer=build_tokenizer(),
+        tokenizer=build_tokenizer(proposal_pieces() if proposals else ()),
         video_processor=Qwen3VLVideoProcessor(**settings),
         chat_template=CHAT_TEMPLATE,
     )
