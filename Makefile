@@ -7,7 +7,7 @@ ROOT ?= runs
 ARGS ?=
 PYTHON := .venv/bin/python
 
-.PHONY: setup run test lint bench clean
+.PHONY: setup run test lint bench bench-caption bench-caption-scale clean
 
 setup:
 	@EXTRA=$(EXTRA) bash cluster/setup.sh
@@ -24,6 +24,12 @@ lint: setup
 
 bench: setup
 	$(PYTHON) -m benchmarks.train_overhead
+
+bench-caption: setup
+	@$(PYTHON) -m benchmarks.caption $(ARGS)
+
+bench-caption-scale: setup
+	@$(PYTHON) -m benchmarks.caption_scale $(ARGS)
 
 clean:
 	rm -rf .venv runs

@@ -31,7 +31,7 @@ class ChatReply:
     text.
 
     finish_reason: `stop`, or `length` if the answer was cut off. logprobs: {token: log-probability} of the
-    first token.
+    first token. cached_tokens: of the prompt's, those that the engine still knew from earlier requests.
     """
 
     key: str
@@ -41,6 +41,7 @@ class ChatReply:
     completion_tokens: int = 0
     logprobs: dict[str, float] | None = field(default=None)
     error: str | None = None
+    cached_tokens: int = 0
 
 
 def request_seed(*parts: object) -> int:

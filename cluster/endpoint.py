@@ -160,4 +160,5 @@ def _reply(request: ChatRequest, answer: dict[str, Any]) -> ChatReply:
     return ChatReply(
         request.key, choice["message"].get("content") or "", choice.get("finish_reason") or "",
         usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0), logprobs,
+        cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
     )  # fmt: skip

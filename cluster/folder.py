@@ -24,6 +24,8 @@ _TEMPORARY = ".tmp-"
 # A put on these stores is atomic by itself, and their "rename" is a copy: write straight to the name.
 _ATOMIC_PUT = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"}
 _CHUNK = 1 << 20
+_ROW_GROUP_BYTES = 64 << 20
+_MAX_ROW_GROUP = 1 << 20
 
 
 @functools.lru_cache(maxsize=64)
@@ -178,11 +180,15 @@ class Folder:
         self.write_bytes(name, text.encode("utf-8"), durable=durable)
 
     def write_table(self, name: str, table: pa.Table) -> None:
-        """Writes an Arrow table as one Parquet file (zstd). Equal tables give equal bytes."""
+        """Writes an Arrow table as one Parquet file (zstd), in row groups of 64 MiB at most, so that pictures can be
+        read a part at a time. Equal tables give equal bytes.
+        """
         import pyarrow.parquet as pq
 
+        fitting = table.num_rows * _ROW_GROUP_BYTES // max(1, table.nbytes)
+        num_rows = min(_MAX_ROW_GROUP, 1 << max(0, fitting.bit_length() - 1))
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
+        pq.write_table(table, buffer, compression="zstd", row_group_size=num_rows)
         self.write_bytes(name, buffer.getvalue())
 
     def put_file(self, local_path: str | os.PathLike[str], name: str) -> None:

@@ -3,6 +3,7 @@ built.
 """
 
 import asyncio
+import functools
 import io
 import logging
 import os
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,10 +30,12 @@ _ABANDONED_SECONDS = 60.0
 class EngineActor:
     """An engine behind an asynchronous Ray actor.
 
-    One thread builds the engine and steps it, taking in new requests between two steps; another renders
-    prompts and pictures. On a machine without a GPU the engine's core lives in this process, which halves the
-    start and the memory (vLLM's own AsyncLLM starts a second process and its workers there, each with all
-    imports). With a GPU the core is a process of its own, as vLLM has it.
+    One thread builds the engine and steps it, taking in new requests between two steps. On a machine without a GPU
+    the engine's core lives in this process, which halves the start and the memory (vLLM's own AsyncLLM starts a second
+    process and its workers there, each with all imports), and the same thread renders prompts and pictures while there
+    is room in the batch: rendered beside the steps, they would be stepped in smaller batches and by a thread that loses
+    the interpreter's lock at each operation. With a GPU the core is a process of its own, as vLLM has it, and a second
+    thread renders.
 
     If the engine fails, the process ends and Ray starts it anew; callers send again what was on its way.
     """
@@ -42,14 +46,14 @@ class EngineActor:
         self.settings, self._root, self._run_id = settings, Folder(root), run_id
         _redirect_output(log)
         self._handle = ray.get_runtime_context().current_actor
-        self._arrivals: queue.SimpleQueue[tuple[str, Any, Any, Future]] = queue.SimpleQueue()
+        self._arrivals: queue.SimpleQueue[tuple[Callable[[], tuple[Any, Any]], Future]] = queue.SimpleQueue()
         self._flying: dict[str, Future] = {}
         self._num_requests = 0
         self._num_open = 0
         self._last_used = time.monotonic()
         self._retiring = False
         self._ready: Future[dict[str, Any]] = Future()
-        self._renderer_pool = ThreadPoolExecutor(1, thread_name_prefix="render")
+        self._renderer = ThreadPoolExecutor(1, thread_name_prefix="render")
         threading.Thread(target=self._main, name="engine", daemon=True).start()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
@@ -97,16 +101,17 @@ class EngineActor:
         """Answers one request; a fault of the request itself comes back as the reply's `error`."""
         self._num_open += 1
         try:
-            loop = asyncio.get_running_loop()
+            if not self._ready.done():  # a restarted process has callers that don't know of it
+                await asyncio.wrap_future(self._ready)
+            render, done = functools.partial(self._render, request), Future()
             try:
-                prompt, params = await loop.run_in_executor(self._renderer_pool, self._render, request)
+                if not self._on_cpu:
+                    rendered = await asyncio.get_running_loop().run_in_executor(self._renderer, render)
+                    render = functools.partial(_same, rendered)
+                self._arrivals.put((render, done))
+                output = await asyncio.wrap_future(done)
             except _BadRequest as error:
                 return ChatReply(request.key, error=str(error))
-            self._num_requests += 1
-            done: Future = Future()
-            self._arrivals.put((str(self._num_requests), prompt, params, done))
-            try:
-                output = await asyncio.wrap_future(done)
             except Exception as error:
                 return ChatReply(request.key, error=f"request: {one_line(error)}")
             return _reply(request, output)
@@ -117,11 +122,13 @@ class EngineActor:
     def _render(self, request: ChatRequest) -> tuple[Any, Any]:
         from vllm.renderers.params import ChatParams
 
-        messages = [self._message(message) for message in request.messages]
         try:
+            messages = [self._message(message) for message in request.messages]
             chat = ChatParams(chat_template_kwargs={"add_generation_prompt": True, "continue_final_message": False})
             _, (prompt,) = self._engine.renderer.render_chat([messages], chat)
-            return prompt, self._sampling(request)
+            return prompt, sampling_params(request, self._on_cpu)
+        except _BadRequest:
+            raise
         except Exception as error:  # whatever vLLM says of one request must not reach another
             raise _BadRequest(f"request: {one_line(error)}") from error
 
@@ -142,27 +149,6 @@ class EngineActor:
         for token in self._special_tokens:
             text = text.replace(token, "")
         return text
-
-    def _sampling(self, request: ChatRequest) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
-
-        sampled = request.temperature > 0 and request.seed is not None
-        values: dict[str, Any] = {"temperature": request.temperature}
-        if sampled and self._on_cpu:
-            from cluster.vllm_noise import seeded_params
-
-            values = {"temperature": 0.0, "extra_args": seeded_params(request.seed, request.temperature)}
-        elif sampled:
-            values["seed"] = request.seed
-        if request.schema is not None:
-            values["structured_outputs"] = StructuredOutputsParams(json=request.schema)
-        return SamplingParams(
-            max_tokens=request.max_tokens,
-            logprobs=request.logprobs,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            **values,
-        )
 
     def _main(self) -> None:
         """Builds the engine and steps it for ever."""
@@ -190,52 +176,26 @@ class EngineActor:
         """Gives new requests to the engine; waits for one if it has nothing to do."""
         from vllm.exceptions import VLLMClientError
 
-        while not self._arrivals.empty() or not self._flying:
-            name, prompt, params, done = self._arrivals.get()
+        while not self._flying or (self._has_room() and not self._arrivals.empty()):
+            render, done = self._arrivals.get()
+            name = str(self._num_requests)
+            self._num_requests += 1
             try:
-                self._engine.add_request(name, prompt, params)
+                self._engine.add_request(name, *render())
                 self._flying[name] = done
-            except (ValueError, VLLMClientError) as error:
+            except (_BadRequest, ValueError, VLLMClientError) as error:
                 done.set_exception(error)
 
+    def _has_room(self) -> bool:
+        return not self._on_cpu or len(self._flying) < self.settings.max_num_seqs
+
     def _build(self) -> None:
-        settings = self.settings
-        model = settings.resolved_model()
-        os.environ.update(VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        if Path(model).is_dir():
-            os.environ["HF_HUB_OFFLINE"] = "1"
-        # Settings of the CPU engine are read at import, before it is known whether there is a GPU; elsewhere
-        # unused.
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.cpu_kv_cache_gib))
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        from vllm.platforms import current_platform
-
-        self._on_cpu = current_platform.is_cpu()
-        values: dict[str, Any] = {}
-        if self._on_cpu:
-            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-            _register_in_process(model)
-            from cluster.vllm_noise import SeededNoise
-
-            values = {"enforce_eager": True, "async_scheduling": False, "logits_processors": [SeededNoise]}
-            # It warns at every step that the threads stay as they are.
-            worker_log = logging.getLogger("vllm.v1.worker.cpu_worker")
-            worker_log.addFilter(lambda line: "set_num_threads" not in str(line.msg))
-        else:
-            values = {"gpu_memory_utilization": settings.gpu_memory_utilization}
-        from vllm import EngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        self._engine = LLMEngine.from_engine_args(EngineArgs(
-            model=model, load_format="safetensors", trust_remote_code=False, seed=settings.seed,
-            dtype="float32" if self._on_cpu and settings.dtype == "auto" else settings.dtype,
-            max_model_len=settings.max_model_len, max_num_seqs=settings.max_num_seqs,
-            tensor_parallel_size=settings.tensor_parallel_size, generation_config="vllm",
-            limit_mm_per_prompt={"image": settings.limit_images, "video": 0}, mm_processor_cache_gb=0,
-            structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
-            disable_log_stats=True, **values,
-        ))  # fmt: skip
+        self._on_cpu, arguments = engine_arguments(self.settings)
+        # How many tokens a step may take depends on who asks: as much as offline use is given.
+        self._engine = LLMEngine.from_engine_args(arguments, UsageContext.LLM_CLASS)
         tokenizer = self._engine.renderer.get_tokenizer()
         self._special_tokens = sorted(set(tokenizer.all_special_tokens), key=len, reverse=True)
 
@@ -253,6 +213,73 @@ class EngineActor:
 
 class _BadRequest(Exception):
     pass
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def engine_arguments(settings: Any) -> tuple[bool, Any]:
+    """Whether vLLM runs on the CPU, and its `EngineArgs` for these settings. Prepares this process: call it before
+    anything else imports vLLM.
+    """
+    model = settings.resolved_model()
+    os.environ.update(VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    if Path(model).is_dir():
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    # Settings of the CPU engine are read at import, before it is known whether there is a GPU; elsewhere unused.
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.cpu_kv_cache_gib))
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    from vllm.platforms import current_platform
+
+    on_cpu = current_platform.is_cpu()
+    values: dict[str, Any] = {}
+    if on_cpu:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        _register_in_process(model)
+        from cluster.vllm_noise import SeededNoise
+
+        values = {"enforce_eager": True, "async_scheduling": False, "logits_processors": [SeededNoise]}
+        # It warns at every step that the threads stay as they are.
+        worker_log = logging.getLogger("vllm.v1.worker.cpu_worker")
+        worker_log.addFilter(lambda line: "set_num_threads" not in str(line.msg))
+    else:
+        values = {"gpu_memory_utilization": settings.gpu_memory_utilization}
+    from vllm import EngineArgs
+
+    return on_cpu, EngineArgs(
+        model=model, load_format="safetensors", trust_remote_code=False, seed=settings.seed,
+        dtype="float32" if on_cpu and settings.dtype == "auto" else settings.dtype,
+        max_model_len=settings.max_model_len, max_num_seqs=settings.max_num_seqs,
+        tensor_parallel_size=settings.tensor_parallel_size, generation_config="vllm",
+        limit_mm_per_prompt={"image": settings.limit_images, "video": 0}, mm_processor_cache_gb=0,
+        structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
+        disable_log_stats=True, **values,
+    )  # fmt: skip
+
+
+def sampling_params(request: ChatRequest, on_cpu: bool) -> Any:
+    """vLLM's `SamplingParams` of a request."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+    sampled = request.temperature > 0 and request.seed is not None
+    values: dict[str, Any] = {"temperature": request.temperature}
+    if sampled and on_cpu:
+        from cluster.vllm_noise import seeded_params
+
+        values = {"temperature": 0.0, "extra_args": seeded_params(request.seed, request.temperature)}
+    elif sampled:
+        values["seed"] = request.seed
+    if request.schema is not None:
+        values["structured_outputs"] = StructuredOutputsParams(json=request.schema)
+    return SamplingParams(
+        max_tokens=request.max_tokens,
+        logprobs=request.logprobs,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        **values,
+    )
 
 
 def _decode(data: bytes, max_pixels: int) -> Any:
@@ -280,7 +307,7 @@ def _reply(request: ChatRequest, output: Any) -> ChatReply:
             logprobs[item.decoded_token] = max(item.logprob, logprobs.get(item.decoded_token, item.logprob))
     return ChatReply(
         request.key, completion.text, completion.finish_reason or "", len(output.prompt_token_ids or ()),
-        len(completion.token_ids), logprobs,
+        len(completion.token_ids), logprobs, cached_tokens=output.num_cached_tokens or 0,
     )  # fmt: skip
 
 

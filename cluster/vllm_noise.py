@@ -9,13 +9,13 @@ import torch
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
-_ARGUMENT = "gumbel_noise"
+ARGUMENT = "gumbel_noise"
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
 def seeded_params(seed: int, temperature: float) -> dict:
     """The `extra_args` of a greedy request that is to be sampled at this temperature."""
-    return {_ARGUMENT: (seed, temperature)}
+    return {ARGUMENT: (seed, temperature)}
 
 
 class SeededNoise(AdapterLogitsProcessor):
@@ -25,9 +25,9 @@ class SeededNoise(AdapterLogitsProcessor):
         return False
 
     def new_req_logits_processor(self, params: SamplingParams):
-        if _ARGUMENT not in (params.extra_args or {}):
+        if ARGUMENT not in (params.extra_args or {}):
             return None
-        seed, temperature = params.extra_args[_ARGUMENT]
+        seed, temperature = params.extra_args[ARGUMENT]
 
         def add_noise(output_ids: list[int], logits: torch.Tensor) -> torch.Tensor:
             generator = torch.Generator().manual_seed((seed * _GOLDEN + len(output_ids)) % (1 << 63))

@@ -195,7 +195,8 @@ def ask(asking: Asking, config: AskingConfig, context: Context) -> None:
         UserError: the model can't be loaded, or more than `error_rate_limit` of the rows came to nothing.
     """
     shards = name_shards(asking.keys, config.shard_size, prefix=f"{asking.table}/")
-    pending = {name: keys for name, keys in shards.items() if not context.out.exists(name)}
+    done = set(context.out.list(".parquet", recursive=True))
+    pending = {name: keys for name, keys in shards.items() if name not in done}
     if pending:
         Work(asking, config, context, pending).run(get_engine(config.engine, context))
     write_report(asking, list(shards), config.error_rate_limit, context)

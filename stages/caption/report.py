@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import itertools
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -76,41 +75,50 @@ def count_rules(rules: Iterable[Rule], broken: Iterable[Mapping[str, Any]], key:
 
 
 def write_report(asking: Asking, shards: Sequence[str], error_rate_limit: float, context: Context) -> None:
-    """Sums up all shards, those of an earlier attempt too: `rules.json`, figures, and the gate once more."""
-    tally = [asking.tally] if asking.tally else []
-    rows_of: dict[str, list[dict[str, Any]]] = {}
+    """Sums up all shards, those of an earlier attempt too: `rules.json`, figures, and the gate once more.
+
+    One shard's rows are in memory at a time.
+    """
+    names = (asking.key, "outcome", "reason", "attempts", asking.tally, asking.part)
+    columns = [name for name in dict.fromkeys(names) if name]
+    written = set(context.out.list(".parquet", recursive=True))
+    outcomes, reasons, tally, refused = (collections.Counter[str]() for _ in range(4))
+    num_good = num_first = num_attempts = num_unfit = 0
     for shard in shards:
+        rows_of: dict[str, list[dict[str, Any]]] = {}  # all rows of a key are in one shard
         for table in (shard, dead_letters_name(shard)):
-            if context.out.exists(table):
-                columns = [asking.key, "outcome", "reason", "attempts", *tally, *([asking.part] if asking.part else [])]
-                for row in context.out.read_table(table, columns).to_pylist():
-                    rows_of.setdefault(row[asking.key], []).append(row)
-    rows = list(itertools.chain(*rows_of.values()))
+            for row in context.out.read_table(table, columns).to_pylist() if table in written else ():
+                rows_of.setdefault(row[asking.key], []).append(row)
+        for rows in rows_of.values():
+            outcome, found = what_became(rows)
+            outcomes[outcome] += 1
+            reasons.update(["; ".join(found)] if found else [])
+            num_unfit += bool(found) and asking.unfit.issuperset(found)
+            num_attempts += rows[0]["attempts"]
+            num_first += outcome == "ok" and rows[0]["attempts"] <= 1
+            for row in rows:
+                if row["outcome"] == "ok":
+                    num_good += 1
+                    tally.update([row[asking.tally]] if asking.tally else [])
+                elif asking.part and row[asking.part] is not None:
+                    refused[row["reason"]] += 1
+    num_asked, num_ok = outcomes.total(), outcomes["ok"]
+    num_bad = num_asked - num_ok - num_unfit
+    check_error_rate(num_bad, num_asked, reasons, error_rate_limit, asking.unit, context)
     broken = (item for shard in shards for item in context.out.read_json(broken_name(shard)))
     rules = count_rules(asking.all_rules, broken, asking.key)
-    num_good = sum(row["outcome"] == "ok" for row in rows)
-    became = [what_became(found) for found in rows_of.values()]  # each that was asked about
-    outcomes = collections.Counter(outcome for outcome, _ in became)
-    reasons = collections.Counter("; ".join(found) for _, found in became if found)
-    num_unfit = sum(bool(found) and asking.unfit.issuperset(found) for _, found in became)
-    num_bad = len(became) - outcomes["ok"] - num_unfit
-    check_error_rate(num_bad, len(became), reasons, error_rate_limit, asking.unit, context)
-    attempts = [found[0]["attempts"] for found in rows_of.values()]
-    num_first = sum(outcome == "ok" and num <= 1 for (outcome, _), num in zip(became, attempts, strict=True))
     figures = {
         f"num_{asking.table}": num_good,
-        "num_dead_letters": len(became) - outcomes["ok"],
+        "num_dead_letters": num_asked - num_ok,
         "outcomes": dict(sorted(outcomes.items())),
-        "ok_at_first_attempt": num_first / len(became),
-        f"attempts_per_{asking.unit}": sum(attempts) / len(became),
+        "ok_at_first_attempt": num_first / num_asked,
+        f"attempts_per_{asking.unit}": num_attempts / num_asked,
         "rules_broken": {name: rule["count"] for name, rule in sorted(rules.items()) if rule["count"]},
     }
     if asking.part:
-        refused = [row["reason"] for row in rows if row["outcome"] != "ok" and row[asking.part] is not None]
-        figures[f"{asking.part}s_refused"] = dict(sorted(collections.Counter(refused).items()))
-    for name in tally:
-        counts = collections.Counter(row[name] for row in rows if row["outcome"] == "ok")
-        figures[f"{name}s"] = dict(sorted(counts.items()))
+        figures[f"{asking.part}s_refused"] = dict(sorted(refused.items()))
+    if asking.tally:
+        figures[f"{asking.tally}s"] = dict(sorted(tally.items()))
     context.out.write_json("rules.json", figures | {"rules": rules})
     context.set_rows(num_good)
     context.set_figures(figures)

@@ -103,7 +103,7 @@ def ask_captions(inputs: Mapping[str, Artifact], config: CaptionConfig, context:
     samples = read_samples(inputs["ingest"], context)
 
     def rows(keys: Sequence[str]) -> Iterator[Asked]:
-        metadata = [samples.read(key)["metadata"] for key in keys]
+        metadata = samples.read_column("metadata", keys)
         seed, styles = shard_seed(config.seed, keys), config.target_styles or prompt.styles()
         offers = offer_types(
             metadata, config.edit_types, config.num_offered, config.to_photo_probability, seed, config.priorities

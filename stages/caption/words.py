@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import re
 from collections.abc import Iterable, Sequence
 
@@ -18,8 +19,15 @@ _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 def words(text: str) -> list[str]:
     """The words of a text in lower case, a plural's s taken off, so that "dogs" is "dog"."""
+    return list(_words(text))
+
+
+@functools.lru_cache(maxsize=256)  # every rule asks for the words of the same few texts
+def _words(text: str) -> tuple[str, ...]:
     found = [word.lower() for word in _WORD.findall(text)]
-    return [word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word for word in found]
+    return tuple(
+        word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word for word in found
+    )
 
 
 def plain_name(object: str) -> str:

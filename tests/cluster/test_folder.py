@@ -3,6 +3,7 @@ import pickle
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cluster.folder import Folder
@@ -92,3 +93,16 @@ def test_travels_and_knows_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyP
     folder = pickle.loads(pickle.dumps(Folder("memory://a/b/")))
     assert folder == Folder("memory://a/b") and folder.path("c") == "memory://a/b/c"
     assert folder.sub("x").url == "memory://a/b/x"
+
+
+def test_large_rows_are_written_in_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder, table = Folder(tmp_path), pa.table({"picture": [bytes([number]) * 100 for number in range(50)]})
+    folder.write_table("small.parquet", table)
+    monkeypatch.setattr("cluster.folder._ROW_GROUP_BYTES", 1000)
+    folder.write_table("large.parquet", table)
+    sizes = {}
+    for name in ("small.parquet", "large.parquet"):
+        metadata = pq.ParquetFile(folder.path(name)).metadata
+        sizes[name] = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        assert folder.read_table(name) == table
+    assert sizes == {"small.parquet": [50], "large.parquet": [8] * 6 + [2]}

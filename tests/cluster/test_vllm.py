@@ -117,6 +117,17 @@ def test_a_bad_request_fails_alone(engine: EnginePool, context: Context):
     assert not died(context)
 
 
+def test_a_prompt_that_was_there_before_comes_from_the_cache(engine: EnginePool):
+    """Prefix caching is on, and pictures count: blocks are of 128 tokens on the CPU, and a letter is a token."""
+    shared = {"text": "shared " * 20, "image": picture(7)}
+    (first,) = engine.generate([ask("first", **shared)])
+    (again,) = engine.generate([ask("again", **shared)])
+    (other,) = engine.generate([ask("other", text=shared["text"], image=picture(8))])
+    assert first.prompt_tokens == again.prompt_tokens > 128
+    assert (first.cached_tokens, again.cached_tokens, other.cached_tokens) == (0, 128, 0)
+    assert first.text == again.text
+
+
 def test_sampling_depends_on_the_seed_alone(engine: EnginePool):
     def sample(keys: range) -> dict[str, str]:
         requests = [ask(i, image=picture(i), temperature=1.0, seed=i) for i in keys]

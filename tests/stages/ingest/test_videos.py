@@ -67,7 +67,7 @@ def read(tmp_path, source, name="run", **options):
 def test_captions_are_what_video_prompts_reads(tmp_path):
     context = read(tmp_path, videoufo(tmp_path / "v"), num_captions=5)
     stored = StoredRows(context.out, "caption_id", ("caption",))
-    assert len(stored.keys) == 5 and stored.keys == sorted(stored.keys)
+    assert len(stored.keys) == 5 and list(stored.keys) == sorted(stored.keys)
     number = int(stored.keys[0][-3:])
     assert stored.read(stored.keys[0]) == {"caption": f"A cat, number {number}, walks."}
     letters = {row["source"]: row["reason"] for row in table_rows(context, "dead_letters")}
