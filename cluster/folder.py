@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import fsspec
 
+from cluster.disk import disk_full
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -146,7 +148,7 @@ class Folder:
 
     def write_bytes(self, name: str, data: bytes, *, durable: bool = True) -> None:
         """Writes a whole file. `durable=False` skips the flush to disk (for files that may be lost with the
-        machine).
+        machine). Raises DiskFull, a UserError, where there is no room for it.
         """
         if self.is_local:
             target = Path(self.path(name))
@@ -159,8 +161,10 @@ class Folder:
                         file.flush()
                         os.fsync(file.fileno())
                 os.replace(temporary, target)
-            except BaseException:
+            except BaseException as error:
                 temporary.unlink(missing_ok=True)
+                if full := disk_full(error, self.path(name)):
+                    raise full from error
                 raise
         elif self.protocol in _ATOMIC_PUT:
             self.fs.pipe_file(self.path(name), data)
@@ -203,8 +207,10 @@ class Folder:
                     file.flush()
                     os.fsync(file.fileno())
                 os.replace(temporary, target)
-            except BaseException:
+            except BaseException as error:
                 temporary.unlink(missing_ok=True)
+                if full := disk_full(error, self.path(name)):
+                    raise full from error
                 raise
         elif self.protocol in _ATOMIC_PUT:
             self.fs.put_file(os.fspath(local_path), self.path(name))
@@ -255,6 +261,14 @@ class Folder:
             os.unlink(self.path(name)) if self.is_local else self.fs.rm_file(self.path(name))
         except FileNotFoundError:
             pass
+
+    def remove_temporary(self) -> None:
+        """Removes what writers that were killed have left half written. Nobody else may be writing here now."""
+        if self.protocol not in _ATOMIC_PUT:
+            for name in self.sizes(hidden=True):
+                base = name.rpartition("/")[2]
+                if base.startswith(_TEMPORARY) and not base.endswith(LEASE_NAME):  # the lease has writers of its own
+                    self.remove(name)
 
     def clear(self) -> None:
         """Removes everything in the folder except its lease."""

@@ -201,6 +201,7 @@ class Run:
 
     def _launch(self, name: str, task: Task) -> None:
         planned, run = self.plan[name], self.journal.run
+        self._folder(name).remove_temporary()
         mlflow_run_id = self._stage_runs.begin(planned, self._folder(name), task.inputs)
         context = Context(
             stage=name,

@@ -1,5 +1,6 @@
 """The stages' MLflow runs as the driver keeps them: begun, gone on with after a crash, ended."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -58,7 +59,8 @@ class StageRuns:
             if status != "KILLED":
                 folder.remove(_FILE)
         except Exception as error:  # book-keeping: the artifact is there all the same
-            self._journal.incident(name, f"MLflow didn't take the end of the stage: {type(error).__name__}: {error}")
+            with contextlib.suppress(OSError):  # a full disk takes neither
+                self._journal.incident(name, f"MLflow didn't take the stage's end: {type(error).__name__}: {error}")
 
     def left_behind(self, folder: Folder) -> bool:
         """Whether a driver died between a stage's commit and the end of its MLflow run."""

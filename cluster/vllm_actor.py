@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import record
-from cluster.chat import ChatReply, ChatRequest, one_line
+from cluster.chat import ChatReply, ChatRequest, first_cause, one_line
 from cluster.folder import Folder
 
 _MAX_IMAGE_BYTES = 256 << 20
@@ -130,7 +130,7 @@ class EngineActor:
         except _BadRequest:
             raise
         except Exception as error:  # whatever vLLM says of one request must not reach another
-            raise _BadRequest(f"request: {one_line(error)}") from error
+            raise _BadRequest(f"request: {one_line(first_cause(error))}") from error
 
     def _message(self, message: dict[str, Any]) -> dict[str, Any]:
         content = message["content"]

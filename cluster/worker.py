@@ -16,6 +16,7 @@ from cluster import record
 from cluster.artifacts import Artifact, commit
 from cluster.config import StageConfig
 from cluster.dag import Context
+from cluster.disk import disk_full
 from cluster.errors import Cancelled, UserError
 from cluster.folder import Folder
 from cluster.lease import holder
@@ -61,8 +62,9 @@ def execute(
         except SystemExit as error:
             return Outcome("fault", f"The stage's code called exit({error.code}).")
         except Exception as error:
-            traceback.print_exc()
-            return _outcome(error, log)
+            with contextlib.suppress(OSError):  # the log may be on the disk that is full
+                traceback.print_exc()
+            return _outcome(error, log, context.root)
 
 
 def _require_lease(context: Context) -> None:
@@ -71,7 +73,7 @@ def _require_lease(context: Context) -> None:
         raise Cancelled(f"Stage {context.stage} lost its lease before it could commit.")
 
 
-def _outcome(error: BaseException, log: str) -> Outcome:
+def _outcome(error: BaseException, log: str, root: str) -> Outcome:
     import ray.exceptions as exceptions
 
     while isinstance(error, exceptions.RayTaskError):  # raised in an actor of the stage: what counts is its cause
@@ -80,6 +82,8 @@ def _outcome(error: BaseException, log: str) -> Outcome:
         return Outcome("cancelled")
     if isinstance(error, UserError):
         return Outcome("user", str(error))
+    if full := disk_full(error, root):
+        return Outcome("user", str(full))
     text = " ".join(f"{type(error).__name__}: {error}".split())
     text = f"{text if len(text) <= 600 else text[:600] + '...'} (full traceback: {log})"
     return Outcome("system" if is_system_fault(error) else "fault", text)

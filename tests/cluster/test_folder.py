@@ -1,11 +1,13 @@
 import os
 import pickle
+import resource
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.errors import UserError
 from cluster.folder import Folder
 
 
@@ -67,17 +69,35 @@ def test_directories_go_in_and_come_out(folder: Folder, tmp_path: Path):
     assert folder.read_text("again.json") == "{}"
 
 
-def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    folder = Folder(tmp_path)
+def test_a_write_without_room_leaves_nothing_and_says_where(tmp_path: Path):
+    """With the limit that the system has for files of a process: writing past it fails as on a full disk."""
+    folder = Folder(tmp_path / "root")
     folder.write_text("a", "old")
+    source = tmp_path / "source"
+    source.write_bytes(bytes(5000))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
+    try:
+        for write in (lambda: folder.write_text("a", "new" * 2000), lambda: folder.put_file(source, "a")):
+            with pytest.raises(
+                UserError, match=rf"^{tmp_path}/root/a can't be written: File too large, .* MB are free"
+            ):
+                write()
+            with pytest.raises(OSError):
+                write()
+            assert os.listdir(folder.url) == ["a"] and folder.read_text("a") == "old"
+        with pytest.raises(IsADirectoryError):
+            Folder(tmp_path).write_text("root", "another error is told as it is")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    def broken(source, target):
-        raise OSError("disk full")
 
-    monkeypatch.setattr(os, "replace", broken)
-    with pytest.raises(OSError, match="disk full"):
-        folder.write_text("a", "new")
-    assert os.listdir(tmp_path) == ["a"] and folder.read_text("a") == "old"
+def test_what_killed_writers_left_is_removed(tmp_path: Path):
+    folder = Folder(tmp_path)
+    for name in ("a", "deep/b", ".attempt.json", ".lease.json", "deep/.tmp-12-b", ".tmp-34-.lease.json"):
+        folder.write_text(name, "x")
+    folder.remove_temporary()
+    assert list(folder.sizes(hidden=True)) == [".attempt.json", ".lease.json", ".tmp-34-.lease.json", "a", "deep/b"]
 
 
 def test_equal_tables_give_equal_bytes(tmp_path: Path):

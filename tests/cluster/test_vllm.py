@@ -96,6 +96,7 @@ def test_a_bad_request_fails_alone(engine: EnginePool, context: Context):
         ask("garbage", image=b"no picture at all"),
         ask("cut_off", image=picture(2)[:300]),
         ask("too_large", image=picture(3, 101, 100)),
+        ask("strip", image=picture(4, 900, 2)),
         ask("long", text="x" * 400),
         ask("bad_schema", schema={"type": "nonsense"}),
         ChatRequest("three_images", [{"role": "user", "content": [{"type": "image", "image": picture(1)}] * 3}]),
@@ -105,10 +106,12 @@ def test_a_bad_request_fails_alone(engine: EnginePool, context: Context):
     ]
     replies = by_key(engine.generate(requests))
     errors = {key: reply.error for key, reply in replies.items() if reply.error}
-    assert set(errors) == {"garbage", "cut_off", "too_large", "long", "bad_schema", "three_images"}
+    assert set(errors) == {"garbage", "cut_off", "too_large", "strip", "long", "bad_schema", "three_images"}
     assert errors["garbage"].startswith("image: not a picture")
     assert errors["cut_off"].startswith("image: ") and "truncated" in errors["cut_off"]
     assert errors["too_large"] == "image: 101x100 pixels are over 10000"
+    # the cause itself, and nothing that differs from one process to the next
+    assert errors["strip"] == "request: absolute aspect ratio must be smaller than 200, got 450.0"
     assert errors["long"].startswith("request: ") and "256" in errors["long"]
     assert replies["truncated"].finish_reason == "length"
     # special tokens in a text are dropped, so they can neither open a picture nor end the turn
