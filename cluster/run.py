@@ -24,6 +24,7 @@ from cluster.stop import StopSignals
 from cluster.tasks import Task, stop_all, wait_for_any
 
 _POLL_SECONDS = 0.2
+_CHECK_SECONDS = 5.0
 _ATTEMPT = ".attempt.json"
 
 
@@ -70,6 +71,7 @@ class Run:
         self._session: Session | None = None
         self._tasks: dict[str, Task] = {}
         self._looked: dict[str, float] = {}
+        self._checked = time.monotonic()
         self._ended = threading.Event()
         for name, planned in self.plan.items():
             skipped = planned.state == "skipped"
@@ -236,6 +238,9 @@ class Run:
                 task.cancel(self.settings.grace_seconds)
             elif task.cancel_by is not None and time.monotonic() > task.cancel_by:
                 task.cancel(self.settings.grace_seconds)
+        if self._session and time.monotonic() - self._checked > _CHECK_SECONDS:
+            self._session.check()
+            self._checked = time.monotonic()
         if self._tasks:
             for name in wait_for_any(self._tasks, _POLL_SECONDS):
                 self._end(name)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,14 @@ class Session:
     dashboard: str | None
     namespace: str
 
+    def check(self) -> None:
+        """Raises UserError if the raylet of this process died: what runs may never notice, nothing new can start."""
+        import ray
+
+        node = ray.get_runtime_context().get_node_id()
+        if any(found["NodeID"] == node and not found["Alive"] for found in ray.nodes()):
+            raise raylet_died()
+
     def close(self) -> None:
         """Ends the named actors of the run (engines outlive the stage that started them), and Ray if it was
         started here.
@@ -36,6 +45,14 @@ class Session:
                         ray.kill(ray.get_actor(actor["name"], namespace=self.namespace))
         if self.owned:
             ray.shutdown()
+
+
+def raylet_died() -> UserError:
+    return UserError(
+        f"Ray's raylet on {socket.gethostname()} died, and with it whatever Ray ran there: it was killed, or memory "
+        "ran out (`dmesg` tells which). Call the same command again (on a cluster that isn't this run's own, start Ray "
+        "there first); it goes on from what is finished."
+    )
 
 
 def open_session(run_id: str) -> Session:

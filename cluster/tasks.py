@@ -1,7 +1,6 @@
 """The stages that run now: their Ray tasks, and the leases that the driver keeps for them."""
 
 import contextlib
-import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,13 +12,8 @@ from cluster.dag import Context
 from cluster.errors import UserError
 from cluster.lease import Lease
 from cluster.plan import Planned
+from cluster.session import raylet_died
 from cluster.worker import Outcome, execute, is_system_fault
-
-_RAYLET_DIED = (
-    "Ray's raylet on {host} died, and with it whatever Ray ran there: it was killed, or memory ran out (`dmesg` tells "
-    "which). Call the same command again (on a cluster that isn't this run's own, start Ray there first); it goes on "
-    "from what is finished."
-)
 
 
 @dataclass
@@ -80,7 +74,7 @@ class Task:
         except ray.exceptions.TaskCancelledError:
             return Outcome("cancelled")
         except ray.exceptions.LocalRayletDiedError:  # that of this process: nothing can be started any more
-            return Outcome("user", _RAYLET_DIED.format(host=socket.gethostname()))
+            return Outcome("user", str(raylet_died()))
         except Exception as error:
             text = " ".join(f"{type(error).__name__}: {error}".split())[:600]
             return Outcome("system" if is_system_fault(error) else "fault", text)
