@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -20,6 +20,7 @@ from cluster.folder import LEASE_NAME, Folder
 from cluster.lease import holder
 from cluster.plan import Selection, make_plan
 from cluster.run import Run, RunSettings
+from tests.cluster.small_disk import SmallDisk
 from tests.cluster.toys import STAGES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -182,13 +183,16 @@ def _status(root: Folder, stage: str) -> str | None:
 class Driver:
     """A driver from the command line; with `own_ray` it starts a Ray instead of joining that of the tests."""
 
-    def __init__(self, root: Folder, profile: Path, *arguments: str, own_ray: bool = False, lease: float = 30):
+    def __init__(
+        self, root: Folder, profile: Path, *arguments: str, own_ray: bool = False, lease: float = 30,
+        entrance: Sequence[str] = (),
+    ):  # fmt: skip
         environment = os.environ | {"TOY_LEASE_SECONDS": str(lease), "PYTHONUNBUFFERED": "1"}
         environment.pop("RAY_ADDRESS", None)
         if not own_ray:
             environment["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
         self.process = subprocess.Popen(
-            [sys.executable, SCRIPT, "--profile", str(profile), "--root", root.url, *arguments],
+            [*entrance, sys.executable, SCRIPT, "--profile", str(profile), "--root", root.url, *arguments],
             cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             # who runs the tests in the background of a script hands down that Ctrl-C is ignored
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -281,6 +285,37 @@ def test_no_ray_is_left_behind(root: Folder, profile: Path):
         assert code == (130 if number == signal.SIGINT else -signal.SIGKILL), output
         _, alive = psutil.wait_procs(family, timeout=30)
         assert not alive, [process.cmdline() for process in alive if process.is_running()]
+
+
+def test_a_full_disk_is_told_in_a_paragraph(root: Folder, profile: Path, tmp_path: Path, undisturbed):
+    place = tmp_path / "disk"
+    place.mkdir()
+    try:
+        disk = SmallDisk(place, megabytes=4)
+    except OSError as error:
+        pytest.skip(str(error))
+    inside = disk.content / "root"
+    driver = Driver(Folder(place / "root"), profile, own_ray=True, entrance=disk.entrance)
+    try:
+        wait_until(lambda: list(inside.glob("numbers/*/shard-*.parquet")) or driver.process.poll() is not None)
+        disk.fill()
+        code, output = driver.end()
+        assert code == 1, output
+        told = [line for line in output.splitlines() if "can't be written: No space left on device" in line]
+        assert told and all(str(place) in line and "call the same command again" in line for line in told), output
+        assert "Traceback" not in output
+        disk.make_room()
+        shutil.copytree(inside, root.url)  # to a larger one
+    finally:
+        driver.process.kill()
+        driver.process.wait()
+        disk.close()
+    assert 0 < len(shards(root)) < 6 and not list(Path(root.url).glob("numbers/*/manifest.json"))
+    left = list(Path(root.url).glob("numbers/*/.tmp-*"))
+    assert not left, "what couldn't be written whole must not take up room"
+    code, output = Driver(root, profile).end()
+    assert code == 0, output
+    assert content_hashes(root) == undisturbed
 
 
 def takes_jobs(dashboard: str) -> bool:

@@ -1,4 +1,4 @@
-"""Runs of the caption stage that are to be disturbed: their drivers, a Ray that they share, a small disk."""
+"""Runs of the caption stage that are to be disturbed: their drivers, and a Ray that they share."""
 
 from __future__ import annotations
 
@@ -81,9 +81,9 @@ def _is_zombie(process: psutil.Process) -> bool:
 
 
 class Driver:
-    """A driver from the command line: with a Ray of its own, or on the one at `address`; on a small disk or not."""
+    """A driver from the command line, with a Ray of its own or on the one at `address`."""
 
-    def __init__(self, root: Path, profile: Path, log: Path, address: str = "", disk: SmallDisk | None = None, **more):
+    def __init__(self, root: Path, profile: Path, log: Path, address: str = "", **more: str):
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", **_ENVIRONMENT, **more}
         environment.pop("RAY_ADDRESS", None)
         if address:
@@ -91,9 +91,7 @@ class Driver:
         command = [sys.executable, "pipelines/full.py", "--profile", str(profile), "--root", str(root)]
         self._log = log
         with log.open("w") as file:
-            self.process = subprocess.Popen(
-                [*(disk.entrance if disk else ()), *command], cwd=PROJECT, env=environment, stdout=file, stderr=file
-            )
+            self.process = subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=file, stderr=file)
         self.family = Family(self.process)
 
     def output(self) -> str:
@@ -134,37 +132,6 @@ class HeldRay:
             self._process.communicate(timeout=60)
         self._process.kill()
         self.family.end()
-
-
-class SmallDisk:
-    """A file system of a few megabytes that only those who come in by `entrance` see at `place`; others see its
-    content at `content`. It needs no privilege where the kernel lets users have namespaces. Raises OSError else.
-    """
-
-    def __init__(self, place: Path, megabytes: int):
-        self.place = place
-        mount = f"mount -t tmpfs -o size={megabytes}m none '{place}' && echo mounted && exec cat"
-        self._holder = subprocess.Popen(
-            ["unshare", "--map-root-user", "--mount", "sh", "-c", mount], cwd=PROJECT,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        if self._holder.stdout.readline() != "mounted\n":
-            raise OSError(f"no file system can be mounted here: {self._holder.communicate()[1]}")
-        pid = self._holder.pid
-        self.content = Path(f"/proc/{pid}/root{place}")
-        self.entrance = ("nsenter", f"--target={pid}", "--user", "--preserve-credentials", "--mount", "--wd")
-
-    def fill(self) -> None:
-        """Takes all the room that is left."""
-        with contextlib.suppress(OSError), open(self.content / "somebody-elses", "wb", buffering=0) as file:
-            while True:
-                file.write(bytes(4096))
-
-    def make_room(self) -> None:
-        (self.content / "somebody-elses").unlink()
-
-    def close(self) -> None:
-        self._holder.communicate()
 
 
 def num_incidents(root: Path, words: str) -> int:

@@ -1,8 +1,9 @@
-"""Captions of a folder with bad pictures, disturbed in the middle of shards by all that can happen on a machine: a full
-disk, SIGKILL of the raylet, the engine, the stage's worker and the driver, another driver on the same root. In the end
-the files are those of a run in peace. The tests go on with each other's work, in their order.
+"""Captions of a folder with bad pictures, disturbed in the middle of shards: SIGKILL of the raylet, the engine, the
+stage's worker and the driver, another driver on the same root. In the end the files are those of a run in peace. The
+tests go on with each other's work, in their order.
 """
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -20,7 +21,6 @@ from stages.starter.stages import ScenesConfig, make_scenes
 from tests.e2e.disturbed import (
     Driver,
     HeldRay,
-    SmallDisk,
     ended,
     manifest,
     num_incidents,
@@ -29,9 +29,9 @@ from tests.e2e.disturbed import (
 )
 from tests.stages.ingest.context import make_context
 
-NUM_SCENES = 119
+NUM_SCENES = 79
 SHARD_SIZE = 8
-NUM_SHARDS = 15
+NUM_SHARDS = 10
 BAD = {
     "corrupt.png": "corrupt: ",
     "bomb.png": "too large: 10000x6000 pixels",
@@ -90,20 +90,6 @@ def undisturbed(folder: Path, profile: Path, held_ray: HeldRay, store: dict[str,
     return root
 
 
-@pytest.fixture(scope="module")
-def disk(folder: Path, undisturbed: Path) -> Iterator[SmallDisk]:
-    """A small disk, with what the caption stage reads."""
-    place = folder / "disk"
-    place.mkdir()
-    try:
-        disk = SmallDisk(place, megabytes=24)
-    except OSError as error:
-        pytest.skip(str(error))
-    shutil.copytree(undisturbed / "ingest", disk.content / "root" / "ingest")
-    yield disk
-    disk.close()
-
-
 def test_bad_pictures_fail_alone_and_every_row_is_there_once(undisturbed: Path):
     def rows(pattern: str) -> list[dict]:
         return [row for file in sorted(undisturbed.glob(pattern)) for row in pq.read_table(file).to_pylist()]
@@ -121,39 +107,26 @@ def test_bad_pictures_fail_alone_and_every_row_is_there_once(undisturbed: Path):
     assert len(tuples) > 0.8 * NUM_SCENES and len(shards(undisturbed)) == NUM_SHARDS
 
 
-def test_a_full_disk_is_told_in_a_paragraph(folder: Path, profile: Path, disk: SmallDisk):
-    root = disk.content / "root"
-    driver = Driver(disk.place / "root", profile, folder / "full.log", disk=disk)
+def test_a_dead_raylet_ends_the_driver_and_all_that_ray_ran(folder: Path, profile: Path, undisturbed: Path):
+    root = folder / "root"
+    shutil.copytree(undisturbed / "ingest", root / "ingest")
+    driver = Driver(root, profile, folder / "raylet.log")
     with ended(driver):
         wait_until(lambda: shards(root), driver)
-        disk.fill()
-        code, output = driver.end()
-    assert code == 1, output
-    told = [line for line in output.splitlines() if "can't be written: No space left on device" in line]
-    assert told and all(str(disk.place) in line and "call the same command again" in line for line in told), output
-    assert "Traceback" not in output
-    assert 0 < len(shards(root)) < NUM_SHARDS and not list(root.glob("caption/*/manifest.json"))
-    assert not list(root.glob("caption/*/**/.tmp-*")), "what couldn't be written whole must not take up room"
-    disk.make_room()
-
-
-def test_a_dead_raylet_ends_the_driver_and_all_that_ray_ran(folder: Path, profile: Path, disk: SmallDisk):
-    root = disk.content / "root"
-    have = len(shards(root))
-    driver = Driver(disk.place / "root", profile, folder / "raylet.log", disk=disk)
-    with ended(driver):
-        wait_until(lambda: len(shards(root)) > have, driver)
         family = driver.family.all()
+        engine = driver.family.find("EngineActor")
         driver.family.kill("raylet")
+        engine.suspend()  # engine and stage go on without a raylet, and may be done before it is missed
         code, output = driver.end()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            engine.resume()
         # Two agents of Ray try for a minute to tell the dead cluster of it, then end too.
         others = [process for process in family if "Agent" not in " ".join(_command(process))]
         _, alive = psutil.wait_procs(others, timeout=60)
         assert not alive, [_command(process) for process in alive]
     assert code == 1, output
     assert "Ray's raylet on " in output and "Call the same command again" in output and "Traceback" not in output
-    assert have < len(shards(root)) < NUM_SHARDS
-    shutil.copytree(root, folder / "root", ignore=shutil.ignore_patterns("mlflow"))
+    assert 0 < len(shards(root)) < NUM_SHARDS and not list(root.glob("caption/*/manifest.json"))
 
 
 def _command(process: psutil.Process) -> list[str]:
@@ -167,9 +140,7 @@ def test_every_process_may_be_killed_and_two_drivers_end_with_the_same_files(
     folder: Path, profile: Path, undisturbed: Path, held_ray: HeldRay, store: dict[str, str]
 ):
     """The engine outlives a killed driver of a cluster, and the next driver of the run finds it."""
-    root = folder / "root"  # moved from the disk that was too small, if there was one
-    if not root.exists():
-        shutil.copytree(undisturbed / "ingest", root / "ingest")
+    root = folder / "root"  # that of the dead raylet
     arguments = (root, profile)
 
     def go_on(driver: Driver) -> None:
