@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -134,17 +133,6 @@ class HeldRay:
         self.family.end()
 
 
-def num_incidents(root: Path, words: str) -> int:
-    """How many incidents of all runs tell of it."""
-    files = root.glob("runs/*/incidents/[!.]*.json")
-    return sum(words in json.loads(file.read_text())["text"] for file in files)
-
-
 def shards(root: Path) -> list[str]:
     """Names of the caption stage's shards that are done."""
     return sorted(file.name for file in root.glob("caption/*/tuples/[!.]*.parquet"))
-
-
-def manifest(root: Path, stage: str) -> dict:
-    (file,) = root.glob(f"{stage}/*/manifest.json")
-    return json.loads(file.read_text())
