@@ -6,13 +6,14 @@ import asyncio
 import functools
 import io
 import logging
+import math
 import os
 import queue
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,10 @@ class EngineActor:
 
     One thread builds the engine and steps it, taking in new requests between two steps. On a machine without a GPU
     the engine's core lives in this process, which halves the start and the memory (vLLM's own AsyncLLM starts a second
-    process and its workers there, each with all imports), and the same thread renders prompts and pictures while there
-    is room in the batch: rendered beside the steps, they would be stepped in smaller batches and by a thread that loses
-    the interpreter's lock at each operation. With a GPU the core is a process of its own, as vLLM has it, and a second
-    thread renders.
+    process and its workers there, each with all imports), and the same thread renders prompts and pictures, some at a
+    time, when a quarter of the batch is free: rendered beside the steps, they would be stepped in smaller batches and
+    by a thread that loses the interpreter's lock at each operation. With a GPU the core is a process of its own, as
+    vLLM has it, and a second thread renders.
 
     If the engine fails, the process ends and Ray starts it anew; callers send again what was on its way.
     """
@@ -46,8 +47,8 @@ class EngineActor:
         self.settings, self._root, self._run_id = settings, Folder(root), run_id
         _redirect_output(log)
         self._handle = ray.get_runtime_context().current_actor
-        self._arrivals: queue.SimpleQueue[tuple[Callable[[], tuple[Any, Any]], Future]] = queue.SimpleQueue()
-        self._flying: dict[str, Future] = {}
+        self._arrivals: queue.SimpleQueue[tuple[_Call, ChatRequest, _Render]] = queue.SimpleQueue()
+        self._flying: dict[str, tuple[_Call, ChatRequest]] = {}
         self._num_requests = 0
         self._num_open = 0
         self._last_used = time.monotonic()
@@ -97,27 +98,34 @@ class EngineActor:
         else:
             ray.kill(self._handle)
 
-    async def generate(self, request: ChatRequest) -> ChatReply:
-        """Answers one request; a fault of the request itself comes back as the reply's `error`."""
+    async def generate(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
+        """Answers requests; a fault of one of them comes back as its reply's `error`.
+
+        Several come at a time because each call costs the engine's thread the interpreter's lock.
+        """
         self._num_open += 1
         try:
             if not self._ready.done():  # a restarted process has callers that don't know of it
                 await asyncio.wrap_future(self._ready)
-            render, done = functools.partial(self._render, request), Future()
-            try:
-                if not self._on_cpu:
-                    rendered = await asyncio.get_running_loop().run_in_executor(self._renderer, render)
-                    render = functools.partial(_same, rendered)
-                self._arrivals.put((render, done))
-                output = await asyncio.wrap_future(done)
-            except _BadRequest as error:
-                return ChatReply(request.key, error=str(error))
-            except Exception as error:
-                return ChatReply(request.key, error=f"request: {one_line(error)}")
-            return _reply(request, output)
+            call = _Call(len(requests))
+            for request in requests:
+                render = functools.partial(self._render, request)
+                if self._on_cpu:
+                    self._arrivals.put((call, request, render))
+                else:
+                    self._renderer.submit(self._render_ahead, call, request, render)
+            return await asyncio.wrap_future(call.done)
         finally:
             self._num_open -= 1
             self._last_used = time.monotonic()
+
+    def _render_ahead(self, call: "_Call", request: ChatRequest, render: "_Render") -> None:
+        rendered: Future[tuple[Any, Any]] = Future()
+        try:
+            rendered.set_result(render())
+        except _BadRequest as error:
+            rendered.set_exception(error)
+        self._arrivals.put((call, request, rendered.result))
 
     def _render(self, request: ChatRequest) -> tuple[Any, Any]:
         from vllm.renderers.params import ChatParams
@@ -166,7 +174,8 @@ class EngineActor:
                 self._take_in()
                 for output in self._engine.step():
                     if output.finished:
-                        self._flying.pop(output.request_id).set_result(output)
+                        call, request = self._flying.pop(output.request_id)
+                        call.add(_reply(request, output))
         except BaseException:
             traceback.print_exc()
             sys.stderr.flush()
@@ -176,18 +185,28 @@ class EngineActor:
         """Gives new requests to the engine; waits for one if it has nothing to do."""
         from vllm.exceptions import VLLMClientError
 
-        while not self._flying or (self._has_room() and not self._arrivals.empty()):
-            render, done = self._arrivals.get()
+        if len(self._flying) > self._refill_at:
+            return
+        while not self._flying or (len(self._flying) < self._fill_to and not self._arrivals.empty()):
+            call, request, render = self._arrivals.get()
             name = str(self._num_requests)
             self._num_requests += 1
             try:
                 self._engine.add_request(name, *render())
-                self._flying[name] = done
-            except (_BadRequest, ValueError, VLLMClientError) as error:
-                done.set_exception(error)
+                self._flying[name] = (call, request)
+            except _BadRequest as error:
+                call.add(ChatReply(request.key, error=str(error)))
+            except (ValueError, VLLMClientError) as error:
+                call.add(ChatReply(request.key, error=f"request: {one_line(error)}"))
 
-    def _has_room(self) -> bool:
-        return not self._on_cpu or len(self._flying) < self.settings.max_num_seqs
+    @property
+    def _fill_to(self) -> float:
+        return self.settings.max_num_seqs if self._on_cpu else math.inf
+
+    @property
+    def _refill_at(self) -> float:
+        # Prompts rendered some at a time find the caches warm; the batch is large enough meanwhile.
+        return self.settings.max_num_seqs * 3 // 4 if self._on_cpu else math.inf
 
     def _build(self) -> None:
         from vllm.usage.usage_lib import UsageContext
@@ -215,8 +234,21 @@ class _BadRequest(Exception):
     pass
 
 
-def _same(value: Any) -> Any:
-    return value
+_Render = Callable[[], tuple[Any, Any]]
+
+
+class _Call:
+    """The replies to requests that came together, `done` when all are there. One thread adds them."""
+
+    def __init__(self, num_requests: int) -> None:
+        self._num_requests = num_requests
+        self._replies: list[ChatReply] = []
+        self.done: Future[list[ChatReply]] = Future()
+
+    def add(self, reply: ChatReply) -> None:
+        self._replies.append(reply)
+        if len(self._replies) == self._num_requests:
+            self.done.set_result(self._replies)
 
 
 def engine_arguments(settings: Any) -> tuple[bool, Any]:

@@ -53,24 +53,29 @@ class EnginePool(Engine):
             while True:
                 for seat in self._seats:
                     seat.send_suspect()
-                request = _END
-                while not exhausted and (free := [seat for seat in self._seats if seat.has_room]):
-                    request = next(source, _END)
-                    if request is None:
-                        break
-                    if request is _END:
-                        exhausted = True
-                    else:
-                        min(free, key=lambda seat: seat.num_flying).send(Sent(request))
+                waits = False
+                while not exhausted and not waits and (seat := self._freest()):
+                    sent: list[Sent] = []
+                    while len(sent) < seat.room and not exhausted and not waits:
+                        request = next(source, _END)
+                        exhausted, waits = request is _END, request is None
+                        if not exhausted and not waits:
+                            sent.append(Sent(request))
+                    if sent:
+                        seat.send(sent)
                 if not any(seat.num_flying or seat.suspects for seat in self._seats):
                     if exhausted:
                         return
-                    if request is None:
+                    if waits:
                         raise RuntimeError("The source of requests waits for a reply, but none is on its way.")
                 yield from self._wait()
         finally:
             for seat in self._seats:
                 seat.forget()
+
+    def _freest(self) -> Seat | None:
+        """Of the engines that take requests, the one that has the fewest."""
+        return min((seat for seat in self._seats if seat.room), key=lambda seat: seat.num_flying, default=None)
 
     def _wait(self) -> list[ChatReply]:
         """Until something happens, a second at most; the replies that came."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 MAX_LOSSES = 3  # of an engine that gives few replies in between
 MAX_DEATHS_OF_A_REQUEST = 2
+_CALLS_IN_FLIGHT = 16  # of several requests each: a call costs the engine as much as a small step
 _REPLIES_THAT_FORGIVE = 100
 _RESTART_SECONDS = 1.0
 _LABEL = "vllm"
@@ -61,7 +63,7 @@ class Seat:
         self.log = _log_path(context, name)
         self.info: dict[str, Any] | None = None  # while the engine is ready
         self.suspects: collections.deque[Sent] = collections.deque()
-        self._flying: dict[int, Sent] = {}
+        self._flying: dict[int, Sequence[Sent]] = {}
         self._lost: list[Sent] = []
         self._num_calls = 0
         self._num_losses = self._num_failed_starts = 0
@@ -72,12 +74,15 @@ class Seat:
     @property
     def num_flying(self) -> int:
         """Requests that were sent and have neither come back nor been lost for certain."""
-        return len(self._flying)
+        return sum(len(sent) for sent in self._flying.values())
 
     @property
-    def has_room(self) -> bool:
-        """Whether it takes a new request."""
-        return self.info is not None and not self.suspects and len(self._flying) < self._settings.num_in_flight
+    def room(self) -> int:
+        """How many new requests it takes in one call."""
+        if self.info is None or self.suspects:
+            return 0
+        num_in_flight = self._settings.num_in_flight
+        return min(num_in_flight - self.num_flying, max(1, num_in_flight // _CALLS_IN_FLIGHT))
 
     @property
     def seconds(self) -> float:
@@ -107,13 +112,14 @@ class Seat:
         if self._start_at is not None and time.monotonic() >= self._start_at:
             self.start()
 
-    def send(self, sent: Sent) -> None:
-        self._flying[self._call("generate", sent.request)] = sent
+    def send(self, sent: Sequence[Sent]) -> None:
+        """Sends requests whose replies will come together."""
+        self._flying[self._call("generate", [each.request for each in sent])] = sent
 
     def send_suspect(self) -> None:
         """Whatever a dead engine had may be what killed it: each is tried again alone."""
         if self.suspects and not self._flying and self.info is not None:
-            self.send(self.suspects.popleft())
+            self.send([self.suspects.popleft()])
 
     def forget(self) -> None:
         """No longer waits for anything that was sent."""
@@ -127,7 +133,7 @@ class Seat:
         """Ends the actor for good; what it had. What is still on its way comes to nothing."""
         import ray
 
-        sent = [*self._flying.values(), *self._lost, *self.suspects]
+        sent = [*itertools.chain(*self._flying.values()), *self._lost, *self.suspects]
         self._flying.clear()
         self._lost.clear()
         self.suspects.clear()
@@ -170,10 +176,10 @@ class Seat:
         error = event.result.exception()
         if isinstance(error, RayActorError):
             self.info = None
-            self._lost.append(Sent(sent.request, sent.deaths + 1))
+            self._lost += [Sent(each.request, each.deaths + 1) for each in sent]
             return self._take_losses(error)
-        self._num_replies += 1
-        return [event.result.result(), *self._take_losses(error)]
+        self._num_replies += len(sent)
+        return [*event.result.result(), *self._take_losses(error)]
 
     def _take_losses(self, error: BaseException | None) -> list[ChatReply]:
         """When each request that a dead engine had is lost for certain or has come back: starts it again."""

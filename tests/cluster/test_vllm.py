@@ -226,7 +226,7 @@ def test_a_request_that_kills_engines_is_given_up(engine: EnginePool, context: C
         killed: set[int] = set()
         while len(killed) < 2 and not over.wait(0.001):
             for seat in engine._seats:
-                keys = [sent.request.key for sent in list(seat._flying.values())]
+                keys = [sent.request.key for call in list(seat._flying.values()) for sent in call]
                 if seat.info and "poison" in keys and seat.info["pid"] not in killed:
                     killed.add(seat.info["pid"])
                     os.kill(seat.info["pid"], signal.SIGKILL)
