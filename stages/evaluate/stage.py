@@ -32,7 +32,10 @@ from stages.evaluate.metrics import (
     pixel_metrics,
     scene_oracle,
 )
-from stages.evaluate.summary import SCORES_SCHEMA, compare, judge_agreement, results, summarise
+from stages.evaluate.motion.config import MotionConfig
+from stages.evaluate.motion.frame_scores import temporal_flickering
+from stages.evaluate.motion.measure import ClipPair, MotionMeasure
+from stages.evaluate.summary import SCORES_SCHEMA, VIDEO_METRICS, compare, judge_agreement, results, summarise
 from stages.evaluate.tables import (
     Benchmark,
     EditsFile,
@@ -43,7 +46,7 @@ from stages.evaluate.tables import (
     read_image,
     read_items,
 )
-from stages.train.backbones.clip_files import read_clip
+from stages.train.backbones.clip_files import clip_seconds, read_clip
 
 
 class EvaluateConfig(StageConfig):
@@ -85,6 +88,7 @@ class EvaluateVideoConfig(EvaluateConfig):
     prefix: ClassVar[str] = "video/"
 
     judge: None = Field(None, description="None looks at clips.")
+    motion: MotionConfig | None = Field(None, description="Video metrics that need models, or none of them.")
 
 
 class EvaluateCustomizationConfig(EvaluateConfig):
@@ -105,6 +109,7 @@ class MeasureShard:
     files: Mapping[str, EditsFile]
     metrics: Sequence[str]
     out: Folder
+    motion: MotionMeasure | None = None
 
     def __call__(self, shard: str) -> None:
         rows = []
@@ -147,12 +152,20 @@ class MeasureShard:
             row |= clip_metrics(edited, source)
         if "scene_oracle" in self.metrics and known:
             row |= clip_oracle(edited, item["metadata"])
-        return row
+        row["temporal_flickering"] = temporal_flickering(edited)
+        row["temporal_flickering_source"] = temporal_flickering(source)
+        reasons = ["temporal_flickering: the clip has a single frame"] if num_frames == 1 else []
+        if self.motion is not None:
+            pair = ClipPair(item["item_id"], edit["method"], source, edited, clip_seconds(edit["clip"]))
+            scores, undefined = self.motion(pair)
+            row, reasons = row | scores, reasons + undefined
+        return row | {"unscored": "; ".join(reasons) or None}
 
 
 MEASURED_COLUMNS = (
     "item_id", "method", "edit_success", "preservation", "whole_scene_right", "psnr_unedited", "l1", "psnr",
-    "ssim", "frames_right", "flicker_added", "seconds", "source_sha256", "image_sha256", "width", "height", "unscored",
+    "ssim", "frames_right", "flicker_added", *VIDEO_METRICS, "seconds", "source_sha256", "image_sha256", "width",
+    "height", "unscored",
 )  # fmt: skip
 
 
@@ -173,8 +186,10 @@ def evaluate_edits(inputs: Mapping[str, Artifact], config: EvaluateConfig, conte
     context.log_input(stage, inputs[stage].fingerprint, len(items))
 
     measures = {f"measures/{name}": file for name, file in files.items()}
-    work = MeasureShard(benchmark, measures, config.metrics, context.out)
-    run_shards(list(measures), work, context=context, num_workers=config.num_workers)
+    motion = config.motion if isinstance(config, EvaluateVideoConfig) else None
+    work = MeasureShard(benchmark, measures, config.metrics, context.out, motion and MotionMeasure(motion))
+    num_gpus = motion.num_gpus if motion else 0
+    run_shards(list(measures), work, context=context, num_workers=config.num_workers, num_gpus=num_gpus)
     if config.judge is not None:
         judge = get_judge(config.judge_task, config.judge_prompts)
         judge_files(files, benchmark, judge, config, context, lambda: get_engine(config.judge, context))
@@ -200,10 +215,12 @@ def evaluate_edits(inputs: Mapping[str, Artifact], config: EvaluateConfig, conte
 
 
 def evaluate_sources(config: EvaluateConfig) -> list[str]:
-    """The judge's model and its prompts: their content belongs to the stage's fingerprint.
+    """The judge's model and its prompts, and the video metrics': their content belongs to the stage's fingerprint.
 
     Raises UserError where `judge_prompts` lacks the official words.
     """
+    if isinstance(config, EvaluateVideoConfig) and config.motion is not None:
+        return config.motion.sources()
     if config.judge is None:
         return []
     return [*config.judge.source(), *get_judge(config.judge_task, config.judge_prompts).prompts.sources]

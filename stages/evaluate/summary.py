@@ -48,7 +48,16 @@ JUDGE_METRICS = (
 JUDGE_OVERALLS = ("judge_overall", "judge_imgedit", "judge_p_right")  # by judge: 0 to 10, 1 to 5, 0 to 1
 PIXEL_METRICS = ("psnr_unedited", "l1", "psnr", "ssim")
 CLIP_METRICS = ("frames_right", "flicker_added")  # of clips alone
-METRICS = YES_NO_METRICS + JUDGE_METRICS + PIXEL_METRICS + CLIP_METRICS
+VIDEO_METRICS = (  # of clips alone, too: stages/evaluate/motion
+    "temporal_flickering",
+    "temporal_flickering_source",
+    "motion_fidelity",
+    "motion_fidelity_official",
+    "dynamic_degree",
+    "aesthetic",
+)
+METRICS = YES_NO_METRICS + JUDGE_METRICS + PIXEL_METRICS + CLIP_METRICS + VIDEO_METRICS
+SHARES = (*YES_NO_METRICS, "dynamic_degree")  # of items: their intervals are Wilson's
 COMPARED_METRICS = (*YES_NO_METRICS, *JUDGE_OVERALLS)
 JUDGE_THRESHOLD = 5.0  # a judge's score from here on counts as yes, where it is held against the oracle
 QUESTIONS = (  # the judge's score, the oracle's answer to the same question, and the score that counts as yes
@@ -182,7 +191,7 @@ def summarise(scores: pa.Table, *, seed: int, confidence: float, num_resamples: 
         for edit_type in columns.edit_types:
             chosen = columns.rows(method, edit_type)
             for metric in METRICS:
-                estimate: Callable[..., Interval] = proportion if metric in YES_NO_METRICS else bootstrap_mean
+                estimate: Callable[..., Interval] = proportion if metric in SHARES else bootstrap_mean
                 values, sources = columns.values[metric][chosen], columns.source_id[chosen].astype(str)
                 interval = estimate(values, sources, _generator(seed, method, edit_type, metric), **options)
                 add(method, edit_type, metric, len(chosen), interval)
