@@ -232,7 +232,7 @@ STAGES = (
           ("encode_customization", "customization_validation"), TRAIN, train_sources),
     Stage("edit_customization", "1", edit_images, EditCustomizationConfig, OBJECTS, COORDINATE, edit_sources, is_used),
     Stage("evaluate_customization", "1", evaluate_edits, EvaluateCustomizationConfig,
-          ("edit_customization", *OBJECT_ITEMS), COORDINATE, uses=is_given),
+          ("edit_customization", *OBJECT_ITEMS), VLLM, evaluate_sources, is_given),
     # one page about all of it
     Stage("report", "1", write_report, ReportConfig, sum(REPORTED.values(), ()), uses=is_used),
     # only where a profile names one as its target: a method without one part at a time

@@ -6,15 +6,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster.artifacts import Artifact
 from cluster.config import StageConfig, runtime
@@ -22,7 +21,9 @@ from cluster.dag import Context
 from cluster.folder import Folder
 from cluster.shards import run_shards
 from cluster.vllm import EngineSettings, get_engine
-from stages.evaluate.judge_calls import PROMPT_FOLDER, EditToJudge, judge_edits
+from stages.evaluate.judge_replies import NOISE, REPLIES, judge_noise
+from stages.evaluate.judges.tasks import get_judge
+from stages.evaluate.judging import judge_files
 from stages.evaluate.metrics import (
     clip_metrics,
     clip_oracle,
@@ -59,11 +60,26 @@ class EvaluateConfig(StageConfig):
         description="scene_oracle scores the items whose metadata describes an edit of the scene world.",
     )
     judge: EngineSettings | None = Field(None, description="The vision-language model that judges, or none.")
+    judge_task: Literal["viescore", "viescore_subject", "imgedit", "yes_no"] = Field(
+        "viescore", description="What it is asked, see docs/evaluation.md."
+    )
+    judge_prompts: str | None = Field(
+        None, description="A checkout of the benchmark's repository, whose official words are used instead of our own."
+    )
     judge_attempts: int = Field(3, ge=1, description="Calls until an unreadable answer stays unscored.")
+    judge_passes: int = Field(1, ge=1, description="Times that every edit is judged; more than one show the noise.")
     confidence: float = Field(0.95, gt=0.5, lt=1)
     num_resamples: int = Field(2000, ge=100, description="Of the bootstrap and the permutation test.")
     seed: int = 0
     num_workers: int = runtime(2, ge=1)
+
+    @model_validator(mode="after")
+    def _fits_the_task(self) -> EvaluateConfig:
+        if self.judge_task == "yes_no" and self.judge_passes > 1:
+            raise ValueError("judge_passes: yes_no reads probabilities, which are the same in every pass; leave it 1")
+        if self.judge_task == "yes_no" and self.judge_prompts:
+            raise ValueError("judge_prompts: yes_no has no official words; leave it out")
+        return self
 
 
 class EvaluateVideoConfig(EvaluateConfig):
@@ -76,11 +92,13 @@ class EvaluateVideoConfig(EvaluateConfig):
 
 
 class EvaluateCustomizationConfig(EvaluateConfig):
-    """The same for objects in other settings; the judge's questions are about edits, so it isn't asked."""
+    """The same for objects in other settings, which a judge is asked about in other words."""
 
     prefix: ClassVar[str] = "customization/"
 
-    judge: None = Field(None, description="None knows customization.")
+    judge_task: Literal["viescore_subject", "yes_no"] = Field(
+        "viescore_subject", description="What the judge is asked, see docs/evaluation.md."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,11 +167,6 @@ MEASURED_COLUMNS = (
     "ssim", "frames_right", "flicker_added", *VIDEO_METRICS, "seconds", "source_sha256", "image_sha256", "width",
     "height", "unscored",
 )  # fmt: skip
-JUDGED_COLUMNS = (
-    "item_id", "method", "judge_success", "judge_over_editing", "judge_naturalness", "judge_artifacts",
-    "judge_overall", "judge_sc_text", "judge_pq_text", "judge_model", "judge_prompt_version",
-    "judge_prompt_hash", "unscored",
-)  # fmt: skip
 
 
 def evaluate_edits(inputs: Mapping[str, Artifact], config: EvaluateConfig, context: Context) -> None:
@@ -161,7 +174,7 @@ def evaluate_edits(inputs: Mapping[str, Artifact], config: EvaluateConfig, conte
 
     Needs a benchmark (the artifact of that name, or the tables named so in another) and edits (every table
     with the columns of `edits`). An item without a usable edit, or whose answers can't be read, is unscored
-    with a reason: never 0.
+    with a reason: never 0. What a judge said, at every pass and attempt, is in `judge_replies.parquet`.
 
     Raises:
         UserError: no benchmark, no edits, or edits of unknown or doubled items.
@@ -178,7 +191,8 @@ def evaluate_edits(inputs: Mapping[str, Artifact], config: EvaluateConfig, conte
     num_gpus = motion.num_gpus if motion else 0
     run_shards(list(measures), work, context=context, num_workers=config.num_workers, num_gpus=num_gpus)
     if config.judge is not None:
-        _judge({f"judge/{name}": file for name, file in files.items()}, benchmark, config, context)
+        judge = get_judge(config.judge_task, config.judge_prompts)
+        judge_files(files, benchmark, judge, config, context, lambda: get_engine(config.judge, context))
 
     scores = _join(context.out, items, methods)
     context.out.write_table("scores.parquet", scores)
@@ -187,6 +201,8 @@ def evaluate_edits(inputs: Mapping[str, Artifact], config: EvaluateConfig, conte
     context.out.write_table("figures/summary.parquet", summary)
     context.out.write_table("figures/comparisons.parquet", compare(scores, **options))
     context.out.write_table("figures/agreement.parquet", judge_agreement(scores))
+    if config.judge is not None and config.judge_passes > 1:
+        context.out.write_table(NOISE, judge_noise(judge, context.out.read_table(REPLIES)))
     means = results(summary, methods, len(items))
     figures = {config.prefix + method: values for method, values in means.items()}
     context.set_rows(scores.num_rows)
@@ -198,60 +214,20 @@ def evaluate_edits(inputs: Mapping[str, Artifact], config: EvaluateConfig, conte
         context.log_metrics({f"{method}/{name}": v for name, v in values.items() if v is not None}, step=0)
 
 
-def _encode(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
 def evaluate_sources(config: EvaluateConfig) -> list[str]:
-    """The judge's model and its prompts, and the video metrics': their content belongs to the stage's fingerprint."""
+    """The judge's model and its prompts, and the video metrics': their content belongs to the stage's fingerprint.
+
+    Raises UserError where `judge_prompts` lacks the official words.
+    """
     if isinstance(config, EvaluateVideoConfig) and config.motion is not None:
         return config.motion.sources()
-    return [] if config.judge is None else [*config.judge.source(), str(PROMPT_FOLDER)]
+    if config.judge is None:
+        return []
+    return [*config.judge.source(), *get_judge(config.judge_task, config.judge_prompts).prompts.sources]
 
 
 def _part_schema(names: Sequence[str]) -> pa.Schema:
     return pa.schema([SCORES_SCHEMA.field(name) for name in names])
-
-
-def _judge(shards: Mapping[str, EditsFile], benchmark: Benchmark, config: EvaluateConfig, context: Context) -> None:
-    """Asks the judge about the edits of every file that isn't done, without a pause between files."""
-    pending = {shard: file for shard, file in shards.items() if not context.out.exists(shard)}
-    if not pending:
-        return
-    num_edits = {shard: file.folder.read_table(file.name, ["item_id"]).num_rows for shard, file in pending.items()}
-    rows: dict[str, list[dict[str, Any]]] = {shard: [] for shard in pending}
-    place: dict[str, tuple[str, str, str]] = {}
-
-    def to_judge() -> Iterator[EditToJudge]:
-        for shard, file in pending.items():
-            for item, edit in pairs(benchmark, file):
-                names = {"item_id": item["item_id"], "method": edit["method"]}
-                try:
-                    source, image = read_image(item["image"]), read_image(edit["image"] or b"")
-                except (OSError, ValueError, SyntaxError):  # its measures say why it is unscored
-                    keep(shard, names)
-                    continue
-                if image.size != source.size:
-                    image = image.resize(source.size, Image.Resampling.LANCZOS)
-                key = f"{edit['method']}/{item['item_id']}"
-                place[key] = (shard, item["item_id"], edit["method"])
-                yield EditToJudge(key, _encode(source), _encode(image), item["instruction"])
-
-    def keep(shard: str, row: dict[str, Any]) -> None:
-        rows[shard].append(row)
-        if len(rows[shard]) == num_edits[shard]:
-            ordered = sorted(rows.pop(shard), key=lambda r: (r["method"], r["item_id"]))
-            context.out.write_table(shard, pa.Table.from_pylist(ordered, _part_schema(JUDGED_COLUMNS)))
-
-    engine = get_engine(config.judge, context)
-    total = sum(num_edits.values())
-    for done, judged in enumerate(judge_edits(engine, to_judge(), max_attempts=config.judge_attempts), start=1):
-        context.check()
-        shard, item_id, method = place.pop(judged.key)
-        keep(shard, {"item_id": item_id, "method": method, "judge_model": config.judge.model} | judged.columns)
-        context.progress(done, total, "edits judged")
 
 
 def _join(out: Folder, items: Mapping[str, Mapping[str, Any]], methods: Sequence[str]) -> pa.Table:
