@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cluster.artifacts import Artifact
 from cluster.config import StageConfig, runtime
@@ -31,6 +31,8 @@ from stages.evaluate.metrics import (
     pixel_metrics,
     scene_oracle,
 )
+from stages.evaluate.perception.scores import geometric_score
+from stages.evaluate.perception.settings import PerceptionSettings
 from stages.evaluate.summary import SCORES_SCHEMA, compare, judge_agreement, results, summarise
 from stages.evaluate.tables import (
     Benchmark,
@@ -57,6 +59,7 @@ class EvaluateConfig(StageConfig):
     )
     judge: EngineSettings | None = Field(None, description="The vision-language model that judges, or none.")
     judge_attempts: int = Field(3, ge=1, description="Calls until an unreadable answer stays unscored.")
+    perception: PerceptionSettings | None = Field(None, description="The models of further metrics, or none.")
     confidence: float = Field(0.95, gt=0.5, lt=1)
     num_resamples: int = Field(2000, ge=100, description="Of the bootstrap and the permutation test.")
     seed: int = 0
@@ -69,6 +72,13 @@ class EvaluateVideoConfig(EvaluateConfig):
     prefix: ClassVar[str] = "video/"
 
     judge: None = Field(None, description="None looks at clips.")
+
+    @field_validator("perception")
+    @classmethod
+    def _asks_about_no_clips(cls, value: PerceptionSettings | None) -> PerceptionSettings | None:
+        if value is not None and value.tifa is not None:
+            raise ValueError("tifa asks about pictures, not about clips: leave it out")
+        return value
 
 
 class EvaluateCustomizationConfig(EvaluateConfig):
@@ -141,6 +151,10 @@ JUDGED_COLUMNS = (
     "judge_overall", "judge_sc_text", "judge_pq_text", "judge_model", "judge_prompt_version",
     "judge_prompt_hash", "unscored",
 )  # fmt: skip
+PERCEIVED_COLUMNS = (
+    "item_id", "method", "clip_directional", "clip_score", "dino", "dinov2", "dinov2_masked", "unscored"
+)  # fmt: skip
+TIFA_COLUMNS = ("item_id", "method", "tifa", "tifa_answers", "unscored")
 
 
 def evaluate_edits(inputs: Mapping[str, Artifact], config: EvaluateConfig, context: Context) -> None:
@@ -164,6 +178,8 @@ def evaluate_edits(inputs: Mapping[str, Artifact], config: EvaluateConfig, conte
     run_shards(list(measures), work, context=context, num_workers=config.num_workers)
     if config.judge is not None:
         _judge({f"judge/{name}": file for name, file in files.items()}, benchmark, config, context)
+    if config.perception is not None:
+        _perceive(files, benchmark, config.perception, context)
 
     scores = _join(context.out, items, methods)
     context.out.write_table("scores.parquet", scores)
@@ -190,8 +206,25 @@ def _encode(image: Image.Image) -> bytes:
 
 
 def evaluate_sources(config: EvaluateConfig) -> list[str]:
-    """The judge's model and its prompts: their content belongs to the stage's fingerprint."""
-    return [] if config.judge is None else [*config.judge.source(), str(PROMPT_FOLDER)]
+    """The models and their prompts: their content belongs to the stage's fingerprint."""
+    judge = [] if config.judge is None else [*config.judge.source(), str(PROMPT_FOLDER)]
+    return judge if config.perception is None else list(dict.fromkeys([*judge, *config.perception.sources()]))
+
+
+def _perceive(
+    files: Mapping[str, EditsFile], benchmark: Benchmark, settings: PerceptionSettings, context: Context
+) -> None:
+    """Lets the models look at the edits of every file that isn't done."""
+    from stages.evaluate.perception.shard import PerceiveShard
+    from stages.evaluate.perception.tifa_shards import ask_tifa
+
+    if settings.sees:
+        shards = {f"perception/{name}": file for name, file in files.items()}
+        work = PerceiveShard(benchmark, shards, settings, _part_schema(PERCEIVED_COLUMNS), context.out)
+        run_shards(list(shards), work, context=context, num_workers=settings.num_workers, num_gpus=settings.num_gpus)
+    if settings.tifa is not None:
+        shards = {f"tifa/{name}": file for name, file in files.items()}
+        ask_tifa(shards, benchmark, settings.tifa, _part_schema(TIFA_COLUMNS), context)
 
 
 def _part_schema(names: Sequence[str]) -> pa.Schema:
@@ -241,11 +274,14 @@ def _join(out: Folder, items: Mapping[str, Mapping[str, Any]], methods: Sequence
     """One row for every method and benchmark item, with what is known about it."""
     parts: dict[tuple[str, str], dict[str, Any]] = {}
     for name in out.list(".parquet", recursive=True):
-        if posixpath.dirname(name).split("/")[0] in ("measures", "judge"):
+        if posixpath.dirname(name).split("/")[0] in ("measures", "judge", "perception", "tifa"):
             for row in out.read_table(name).to_pylist():
                 known = parts.setdefault((row["item_id"], row["method"]), {})
                 reasons = [reason for reason in (known.get("unscored"), row["unscored"]) if reason]
                 known |= row | {"unscored": "; ".join(dict.fromkeys(reasons)) or None}
+    for known in parts.values():
+        if known.get("tifa") is not None and known.get("dinov2_masked") is not None:
+            known["geometric_score"] = geometric_score(known["tifa"], known["dinov2_masked"])
     rows = []
     for method in methods:
         for item_id, item in items.items():

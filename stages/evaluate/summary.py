@@ -38,7 +38,10 @@ JUDGE_METRICS = (
 )
 PIXEL_METRICS = ("psnr_unedited", "l1", "psnr", "ssim")
 CLIP_METRICS = ("frames_right", "flicker_added")  # of clips alone
-METRICS = YES_NO_METRICS + JUDGE_METRICS + PIXEL_METRICS + CLIP_METRICS
+PERCEPTION_METRICS = (
+    "clip_directional", "clip_score", "dino", "dinov2", "dinov2_masked", "tifa", "geometric_score"
+)  # fmt: skip
+METRICS = YES_NO_METRICS + JUDGE_METRICS + PIXEL_METRICS + CLIP_METRICS + PERCEPTION_METRICS
 COMPARED_METRICS = (*YES_NO_METRICS, "judge_overall")
 JUDGE_THRESHOLD = 5.0  # a judge's score from here on counts as yes, where it is held against the oracle
 QUESTIONS = (  # the judge's score, and the oracle's answer to the same question
@@ -59,6 +62,7 @@ SCORES_SCHEMA = pa.schema(
         ("judge_model", pa.string()),
         ("judge_prompt_version", pa.string()),
         ("judge_prompt_hash", pa.string()),
+        ("tifa_answers", pa.string()),
         ("source_sha256", pa.string()),
         ("image_sha256", pa.string()),
         ("width", pa.int32()),
