@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, CLIPModel, CLIPProcessor
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, CLIPModel, CLIPProcessor, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from cluster.errors import UserError
@@ -19,7 +20,6 @@ from stages.train.backbones.models import resolved_model
 
 SHORTER_SIDE = 256 / 224  # of the square that is cut from the middle, as DINO's own evaluation has it
 DINO_TYPES = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")
-SAFE = {"use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32}
 
 
 @contextlib.contextmanager
@@ -33,6 +33,16 @@ def loading(setting: str, model: str, kind: str) -> Iterator[str]:
             f"{setting} = {model!r} can't be loaded as {kind} ({text}). Name a folder or hub id with its "
             "configuration, its processor and its weights as safetensors."
         ) from error
+
+
+def load_frozen(model_class: Any, model: str, device: str, **options: Any) -> PreTrainedModel:
+    """A model in float32. Raises ValueError where weights are missing, which transformers would draw at random."""
+    network, found = model_class.from_pretrained(
+        model, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True, **options
+    )
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(f"{len(missing)} of its weights are not there, such as {missing[0]}")
+    return network.to(device).eval().requires_grad_(False)
 
 
 def in_batches(sequence: Sequence, size: int) -> Iterator[Sequence]:
@@ -59,7 +69,7 @@ class ClipEncoder:
 
     def __init__(self, settings: ClipSettings, device: str, batch_size: int) -> None:
         with loading("perception.clip.model", settings.model, "CLIP") as model:
-            self.network = CLIPModel.from_pretrained(model, **SAFE).to(device).eval().requires_grad_(False)
+            self.network = load_frozen(CLIPModel, model, device)
             self.processor = CLIPProcessor.from_pretrained(model, trust_remote_code=False)
         self.device, self.batch_size = device, batch_size
 
@@ -119,14 +129,13 @@ class DinoEncoder:
             # DINO's checkpoints have no pooler; and ViT alone has to be told that its positions may be interpolated
             is_vit = config.model_type == "vit"
             options = {"add_pooling_layer": False} if is_vit else {}
-            network = AutoModel.from_pretrained(model, **SAFE, **options)
+            self.network = load_frozen(AutoModel, model, device, **options)
             self.processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=False)
         if settings.size % config.patch_size:
             raise UserError(
                 f"{setting}.size = {settings.size} is no multiple of {config.patch_size}, the side of the patches of "
                 f"{settings.model}."
             )
-        self.network = network.to(device).eval().requires_grad_(False)
         self.settings, self.device, self.batch_size = settings, device, batch_size
         self._options = {"interpolate_pos_encoding": True} if is_vit else {}
 

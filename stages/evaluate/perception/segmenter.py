@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor, Sam2Model, Sam2Processor
 
-from stages.evaluate.perception.encoders import SAFE, grouped, in_batches, loading
+from stages.evaluate.perception.encoders import grouped, in_batches, load_frozen, loading
 from stages.evaluate.perception.settings import SegmenterSettings
 
 
@@ -18,13 +18,11 @@ class Segmenter:
 
     def __init__(self, settings: SegmenterSettings, device: str, batch_size: int) -> None:
         with loading("perception.segmenter.detector", settings.detector, "Grounding DINO") as model:
-            self.detector = GroundingDinoForObjectDetection.from_pretrained(model, **SAFE)
+            self.detector = load_frozen(GroundingDinoForObjectDetection, model, device)
             self.detector_processor = GroundingDinoProcessor.from_pretrained(model, trust_remote_code=False)
         with loading("perception.segmenter.segmenter", settings.segmenter, "SAM 2") as model:
-            self.network = Sam2Model.from_pretrained(model, **SAFE)
+            self.network = load_frozen(Sam2Model, model, device)
             self.processor = Sam2Processor.from_pretrained(model, trust_remote_code=False)
-        for network in (self.detector, self.network):
-            network.to(device).eval().requires_grad_(False)
         self.settings, self.device, self.batch_size = settings, device, batch_size
 
     def masks(self, images: Sequence[Image.Image], nouns: Sequence[str]) -> list[np.ndarray | None]:

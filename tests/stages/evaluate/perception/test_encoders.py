@@ -1,15 +1,19 @@
 """Every encoder against the library's own preparation and forward pass, or float64."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BitImageProcessorPil, CLIPModel, CLIPProcessor, ViTImageProcessorPil
 
 from cluster.errors import UserError
 from stages.evaluate.perception.encoders import ClipEncoder, DinoEncoder
 from stages.evaluate.perception.scores import clip_score
-from stages.evaluate.perception.settings import ClipSettings, DinoSettings
+from stages.evaluate.perception.segmenter import Segmenter
+from stages.evaluate.perception.settings import ClipSettings, DinoSettings, SegmenterSettings
 
 CAPTIONS = ["a red cat", "a blue dog on a mat", "snow"]
 
@@ -104,6 +108,21 @@ def test_what_cannot_be_loaded_is_told(folders, tmp_path):
         DinoEncoder(DinoSettings(model=str(folders["clip"])), "cpu", 1, "perception.dinov2")
     with pytest.raises(UserError, match="perception.dino.size = 30 is no multiple of 8"):
         DinoEncoder(DinoSettings(model=str(folders["dino"]), size=30), "cpu", 1)
+
+    with pytest.raises(UserError, match="perception.clip.model.*can't be loaded as CLIP"):
+        ClipEncoder(ClipSettings(model=str(folders["dino"])), "cpu", 1)
+    with pytest.raises(UserError, match="perception.segmenter.segmenter.*can't be loaded as SAM 2"):
+        settings = SegmenterSettings(detector=str(folders["detector"]), segmenter=str(folders["dinov2"]))
+        Segmenter(settings, "cpu", 1)
+
+
+def test_missing_weights_are_not_drawn_at_random(folders, tmp_path):
+    shutil.copytree(folders["clip"], tmp_path / "clip")
+    weights = load_file(folders["clip"] / "model.safetensors")
+    del weights["visual_projection.weight"]
+    save_file(weights, tmp_path / "clip" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="1 of its weights are not there, such as visual_projection.weight"):
+        ClipEncoder(ClipSettings(model=str(tmp_path / "clip")), "cpu", 1)
 
 
 def test_weights_that_are_no_safetensors_are_refused(folders, tmp_path):

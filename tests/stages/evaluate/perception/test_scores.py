@@ -16,7 +16,7 @@ def test_clip_directional_normalises_before_it_subtracts():
     assert found != pytest.approx(5 / math.hypot(5, 0.1), abs=0.1)
 
 
-def test_lengths_do_not_matter_and_the_way_back_is_the_opposite_of_neither():
+def test_lengths_do_not_matter_and_the_way_back_with_its_captions_is_the_same():
     i0, i1, t0, t1 = VECTORS
     value = clip_directional(i0, i1, t0, t1)
     assert clip_directional(3 * i0, 0.2 * i1, 9 * t0, t1 / 7) == pytest.approx(value)
