@@ -17,6 +17,8 @@ from cluster.errors import RequestError, UserError
 from cluster.folder import Folder
 from stages.evaluate.figures import Comparison, Figure, Problem, Rescored
 from stages.evaluate.judges.viescore.prompt import Scores, overall, parse
+from stages.evaluate.perception.scores import geometric_score
+from stages.evaluate.perception.tifa import tifa_of_replies
 from stages.evaluate.stage import EvaluateConfig
 from stages.evaluate.summary import ALL, MACRO, SCORES_SCHEMA, compare, judge_agreement, results, summarise
 
@@ -86,6 +88,7 @@ def _recompute(artifact: Artifact, written_results: Mapping[str, Any], summary_n
     scores, unscored = _read_scores(folder, task)
     result.problems += unscored
     result.problems += _check_replies(task, scores)
+    result.problems += _check_tifa(task, scores)
     options = _options(manifest)
     tables = {
         "figures/summary.parquet": summarise(scores, **options),
@@ -180,6 +183,20 @@ def _check_replies(task: str, scores: pa.Table) -> Iterable[Problem]:
         for name, value in said.items():
             if not _same(value, row[name]):
                 reason = f"has {row[name]}, the judge's raw reply says {value}."
+                yield Problem(f"{task}/{SCORES}", f"{row['method']} {row['item_id']} {name}", reason)
+
+
+def _check_tifa(task: str, scores: pa.Table) -> Iterable[Problem]:
+    """Rows whose TIFA or geometric score is not what the replies and the masked similarity say."""
+    for row in scores.select([*NAMES, "tifa", "tifa_answers", "dinov2_masked", "geometric_score"]).to_pylist():
+        if row["tifa_answers"] is None:
+            continue
+        said = {"tifa": tifa_of_replies(row["tifa_answers"]), "geometric_score": None}
+        if said["tifa"] is not None and row["dinov2_masked"] is not None:
+            said["geometric_score"] = geometric_score(said["tifa"], row["dinov2_masked"])
+        for name, value in said.items():
+            if not _same(value, row[name]):
+                reason = f"has {row[name]}, the model's raw replies give {value}."
                 yield Problem(f"{task}/{SCORES}", f"{row['method']} {row['item_id']} {name}", reason)
 
 

@@ -104,6 +104,15 @@ def _columns(questions: Sequence[Question], replies: Sequence[tuple[str | None, 
     return columns | {"tifa": tifa(answers, [question.answer for question in questions])}
 
 
+def tifa_of_replies(tifa_answers: str) -> float | None:
+    """The score that `tifa_answers` of a row gives; None where a reply can't be read."""
+    answers, expected = [], []
+    for _, wanted, text in json.loads(tifa_answers):
+        answers.append(prompt.read_answer(text))
+        expected.append(wanted)
+    return None if None in answers else tifa(answers, expected)
+
+
 def _ask(engine: Engine, calls: Iterable[tuple[str, list[dict], dict | None, int]], read: Any, max_attempts: int):
     """(key, what `read` makes of the reply or None, the reply's text or error) for each (key, chat, schema, tokens).
 
