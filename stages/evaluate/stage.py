@@ -31,9 +31,12 @@ from stages.evaluate.metrics import (
     pixel_metrics,
     scene_oracle,
 )
+from stages.evaluate.motion.config import MotionConfig
+from stages.evaluate.motion.frame_scores import temporal_flickering
+from stages.evaluate.motion.measure import ClipPair, MotionMeasure
 from stages.evaluate.perception.scores import geometric_score
 from stages.evaluate.perception.settings import PerceptionSettings
-from stages.evaluate.summary import SCORES_SCHEMA, compare, judge_agreement, results, summarise
+from stages.evaluate.summary import SCORES_SCHEMA, VIDEO_METRICS, compare, judge_agreement, results, summarise
 from stages.evaluate.tables import (
     Benchmark,
     EditsFile,
@@ -44,7 +47,7 @@ from stages.evaluate.tables import (
     read_image,
     read_items,
 )
-from stages.train.backbones.clip_files import read_clip
+from stages.train.backbones.clip_files import clip_seconds, read_clip
 
 
 class EvaluateConfig(StageConfig):
@@ -72,6 +75,7 @@ class EvaluateVideoConfig(EvaluateConfig):
     prefix: ClassVar[str] = "video/"
 
     judge: None = Field(None, description="None looks at clips.")
+    motion: MotionConfig | None = Field(None, description="Video metrics that need models, or none of them.")
 
     @field_validator("perception")
     @classmethod
@@ -97,6 +101,7 @@ class MeasureShard:
     files: Mapping[str, EditsFile]
     metrics: Sequence[str]
     out: Folder
+    motion: MotionMeasure | None = None
 
     def __call__(self, shard: str) -> None:
         rows = []
@@ -139,12 +144,20 @@ class MeasureShard:
             row |= clip_metrics(edited, source)
         if "scene_oracle" in self.metrics and known:
             row |= clip_oracle(edited, item["metadata"])
-        return row
+        row["temporal_flickering"] = temporal_flickering(edited)
+        row["temporal_flickering_source"] = temporal_flickering(source)
+        reasons = ["temporal_flickering: the clip has a single frame"] if num_frames == 1 else []
+        if self.motion is not None:
+            pair = ClipPair(item["item_id"], edit["method"], source, edited, clip_seconds(edit["clip"]))
+            scores, undefined = self.motion(pair)
+            row, reasons = row | scores, reasons + undefined
+        return row | {"unscored": "; ".join(reasons) or None}
 
 
 MEASURED_COLUMNS = (
     "item_id", "method", "edit_success", "preservation", "whole_scene_right", "psnr_unedited", "l1", "psnr",
-    "ssim", "frames_right", "flicker_added", "seconds", "source_sha256", "image_sha256", "width", "height", "unscored",
+    "ssim", "frames_right", "flicker_added", *VIDEO_METRICS, "seconds", "source_sha256", "image_sha256", "width",
+    "height", "unscored",
 )  # fmt: skip
 JUDGED_COLUMNS = (
     "item_id", "method", "judge_success", "judge_over_editing", "judge_naturalness", "judge_artifacts",
@@ -174,8 +187,10 @@ def evaluate_edits(inputs: Mapping[str, Artifact], config: EvaluateConfig, conte
     context.log_input(stage, inputs[stage].fingerprint, len(items))
 
     measures = {f"measures/{name}": file for name, file in files.items()}
-    work = MeasureShard(benchmark, measures, config.metrics, context.out)
-    run_shards(list(measures), work, context=context, num_workers=config.num_workers)
+    motion = config.motion if isinstance(config, EvaluateVideoConfig) else None
+    work = MeasureShard(benchmark, measures, config.metrics, context.out, motion and MotionMeasure(motion))
+    num_gpus = motion.num_gpus if motion else 0
+    run_shards(list(measures), work, context=context, num_workers=config.num_workers, num_gpus=num_gpus)
     if config.judge is not None:
         _judge({f"judge/{name}": file for name, file in files.items()}, benchmark, config, context)
     if config.perception is not None:
@@ -207,8 +222,12 @@ def _encode(image: Image.Image) -> bytes:
 
 def evaluate_sources(config: EvaluateConfig) -> list[str]:
     """The models and their prompts: their content belongs to the stage's fingerprint."""
-    judge = [] if config.judge is None else [*config.judge.source(), str(PROMPT_FOLDER)]
-    return judge if config.perception is None else list(dict.fromkeys([*judge, *config.perception.sources()]))
+    sources = [] if config.judge is None else [*config.judge.source(), str(PROMPT_FOLDER)]
+    if isinstance(config, EvaluateVideoConfig) and config.motion is not None:
+        sources += config.motion.sources()
+    if config.perception is not None:
+        sources += config.perception.sources()
+    return list(dict.fromkeys(sources))
 
 
 def _perceive(

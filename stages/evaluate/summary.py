@@ -38,10 +38,19 @@ JUDGE_METRICS = (
 )
 PIXEL_METRICS = ("psnr_unedited", "l1", "psnr", "ssim")
 CLIP_METRICS = ("frames_right", "flicker_added")  # of clips alone
+VIDEO_METRICS = (  # of clips alone, too: stages/evaluate/motion
+    "temporal_flickering",
+    "temporal_flickering_source",
+    "motion_fidelity",
+    "motion_fidelity_official",
+    "dynamic_degree",
+    "aesthetic",
+)
 PERCEPTION_METRICS = (
     "clip_directional", "clip_score", "dino", "dinov2", "dinov2_masked", "tifa", "geometric_score"
 )  # fmt: skip
-METRICS = YES_NO_METRICS + JUDGE_METRICS + PIXEL_METRICS + CLIP_METRICS + PERCEPTION_METRICS
+METRICS = YES_NO_METRICS + JUDGE_METRICS + PIXEL_METRICS + CLIP_METRICS + VIDEO_METRICS + PERCEPTION_METRICS
+SHARES = (*YES_NO_METRICS, "dynamic_degree")  # of items: their intervals are Wilson's
 COMPARED_METRICS = (*YES_NO_METRICS, "judge_overall")
 JUDGE_THRESHOLD = 5.0  # a judge's score from here on counts as yes, where it is held against the oracle
 QUESTIONS = (  # the judge's score, and the oracle's answer to the same question
@@ -174,7 +183,7 @@ def summarise(scores: pa.Table, *, seed: int, confidence: float, num_resamples: 
         for edit_type in columns.edit_types:
             chosen = columns.rows(method, edit_type)
             for metric in METRICS:
-                estimate: Callable[..., Interval] = proportion if metric in YES_NO_METRICS else bootstrap_mean
+                estimate: Callable[..., Interval] = proportion if metric in SHARES else bootstrap_mean
                 values, sources = columns.values[metric][chosen], columns.source_id[chosen].astype(str)
                 interval = estimate(values, sources, _generator(seed, method, edit_type, metric), **options)
                 add(method, edit_type, metric, len(chosen), interval)

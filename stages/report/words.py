@@ -59,6 +59,12 @@ METRICS = {
     "psnr": Metric("PSNR to the source, dB", None),
     "ssim": Metric("SSIM to the source", None),
     "flicker_added": Metric("Flicker beyond the source's", None, higher_is_better=False),
+    "temporal_flickering": Metric("Temporal flickering, 1: none", None),
+    "temporal_flickering_source": Metric("The source's", None),
+    "motion_fidelity": Metric("Motion fidelity", None),
+    "motion_fidelity_official": Metric("Motion fidelity, official", None),
+    "dynamic_degree": Metric("Dynamic", 1.0, True),
+    "aesthetic": Metric("Aesthetic", None),
 }
 
 

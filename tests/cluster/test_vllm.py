@@ -131,6 +131,17 @@ def test_a_prompt_that_was_there_before_comes_from_the_cache(engine: EnginePool)
     assert first.text == again.text
 
 
+def test_words_before_the_picture_come_from_the_cache_whatever_it_shows(engine: EnginePool):
+    def asked(key: str, image: bytes) -> ChatRequest:
+        request = ask(key, image=image)
+        system = {"role": "system", "content": "words of all " * 12}
+        return ChatRequest(key, [system, *request.messages], request.schema, request.max_tokens)
+
+    (first,) = engine.generate([asked("first", picture(9))])
+    (other,) = engine.generate([asked("other", picture(10))])
+    assert (first.cached_tokens, other.cached_tokens) == (0, 128)
+
+
 def test_sampling_depends_on_the_seed_alone(engine: EnginePool):
     def sample(keys: range) -> dict[str, str]:
         requests = [ask(i, image=picture(i), temperature=1.0, seed=i) for i in keys]

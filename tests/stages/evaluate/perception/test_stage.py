@@ -12,6 +12,7 @@ from stages.evaluate.perception.measures import EditToSee, Perception
 from stages.evaluate.perception.shard import noun_of
 from stages.evaluate.stage import EvaluateConfig, EvaluateVideoConfig, evaluate_edits, evaluate_sources
 from stages.evaluate.summary import PERCEPTION_METRICS
+from stages.train.backbones.clip_files import read_clip, write_clip
 from tests.stages.evaluate.test_judge_calls import ScriptedEngine
 from tests.stages.evaluate.test_stage import artifact, png
 from tests.stages.ingest.context import make_context
@@ -159,6 +160,28 @@ def test_models_prompts_and_questions_belong_to_the_fingerprint(tmp_path, settin
     assert set(map(str, folders.values())) | {str(path)} <= set(sources)
     assert any(source.endswith("perception/v1") for source in sources)
     assert evaluate_sources(EvaluateConfig(perception={"clip": {}})) == []  # a hub id is a setting
+
+
+def test_a_clip_is_seen_frame_by_frame(tmp_path, settings, in_process, pictures):
+    del settings["tifa"]
+    source = [picture.resize((48, 32)) for picture in (pictures[0], pictures[4])]
+    edited = [picture.resize((48, 32)) for picture in (pictures[1], pictures[2])]
+    item = {"source_id": "s", "edit_type": "style", "instruction": "do it"} | TEXTS
+    item |= {"item_id": "1", "image": png(np.asarray(source[0])), "clip": write_clip(source)}
+    edit = {"item_id": "1", "method": "byg", "image": png(np.asarray(edited[-1])), "seconds": 1.0}
+    given = {
+        "benchmark": artifact(tmp_path, "benchmark", {"benchmark.parquet": [item]}),
+        "edit": artifact(tmp_path, "edit", {"a.parquet": [edit | {"clip": write_clip(edited)}]}),
+        "edit_other": artifact(tmp_path, "edit_other", {"a.parquet": [edit | {"clip": None, "method": "none"}]}),
+    }
+    context = make_context(tmp_path, "evaluate_video")
+    config = EvaluateVideoConfig(num_resamples=100, perception=settings)
+    evaluate_edits(given, config, context)
+    row, none = context.out.read_table("scores.parquet").to_pylist()
+    frames = [read_clip(write_clip(frames)) for frames in (source, edited)]
+    (expected,) = Perception(config.perception).measure([EditToSee(*frames, "a red cat", "a blue dog", "cat")])
+    assert {name: row[name] for name in expected} == pytest.approx(expected, abs=1e-5) and row["unscored"] is None
+    assert none["dino"] is None and none["unscored"].startswith("image:")
 
 
 def test_clips_have_no_tifa(settings):
