@@ -7,7 +7,17 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, BitImageProcessorPil, CLIPModel, CLIPProcessor, ViTImageProcessorPil
+from transformers import (
+    AutoModel,
+    BitImageProcessorPil,
+    CLIPModel,
+    CLIPProcessor,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    ViTImageProcessorPil,
+)
 
 from cluster.errors import UserError
 from stages.evaluate.perception.encoders import ClipEncoder, DinoEncoder
@@ -92,6 +102,22 @@ def test_class_tokens_are_the_librarys(folders, pictures, kind, side, resize):
         # DINOv2's pooled output is the class token after the last normalisation
         expected = outputs.pooler_output if kind == "dinov2" else outputs.last_hidden_state[:, 0]
         np.testing.assert_allclose(token, expected[0].numpy(), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("family", ["dinov2_with_registers", "dinov3"])
+def test_register_tokens_are_not_taken_for_the_class_token(family, tmp_path, pictures):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14}
+    if family == "dinov3":
+        model = DINOv3ViTModel(DINOv3ViTConfig(**sizes, intermediate_size=64, num_register_tokens=4))
+    else:
+        model = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**sizes, image_size=28, num_register_tokens=4))
+    model.save_pretrained(tmp_path)
+    processor = ViTImageProcessorPil(size={"height": 28, "width": 28}, resample=3)
+    processor.save_pretrained(tmp_path)
+    encoder = DinoEncoder(DinoSettings(model=str(tmp_path), size=28, resize="square"), "cpu", batch_size=2)
+    with torch.no_grad():
+        expected = model.eval()(processor(pictures, return_tensors="pt")["pixel_values"]).pooler_output
+    np.testing.assert_allclose(encoder.encode(pictures), expected.numpy(), atol=2e-5)
 
 
 def test_order_and_batches_do_not_matter(folders, clip, pictures):
