@@ -20,6 +20,8 @@ from stages.evaluate.judge_replies import NOISE, REPLIES, columns_of, grouped, j
 from stages.evaluate.judges.judge import Judge
 from stages.evaluate.judges.tasks import get_judge
 from stages.evaluate.judges.viescore.prompt import Scores, overall, parse
+from stages.evaluate.perception.scores import geometric_score
+from stages.evaluate.perception.tifa import tifa_of_replies
 from stages.evaluate.stage import EvaluateConfig
 from stages.evaluate.summary import ALL, MACRO, SCORES_SCHEMA, compare, judge_agreement, results, summarise
 
@@ -98,6 +100,7 @@ def _recompute(artifact: Artifact, written_results: Mapping[str, Any], summary_n
         result.figures += _noise_figures(task, noise, len(set(scores["item_id"].to_pylist())))
     else:  # a run before there was such a table
         result.problems += _check_texts(task, scores)
+    result.problems += _check_tifa(task, scores)
     options = _options(manifest)
     tables = {
         "figures/summary.parquet": summarise(scores, **options),
@@ -204,6 +207,20 @@ def _check_texts(task: str, scores: pa.Table) -> Iterable[Problem]:
         for name, value in said.items():
             if not _same(value, row[name]):
                 reason = f"has {row[name]}, the judge's raw reply says {value}."
+                yield Problem(f"{task}/{SCORES}", f"{row['method']} {row['item_id']} {name}", reason)
+
+
+def _check_tifa(task: str, scores: pa.Table) -> Iterable[Problem]:
+    """Rows whose TIFA or geometric score is not what the replies and the masked similarity say."""
+    for row in scores.select([*NAMES, "tifa", "tifa_answers", "dinov2_masked", "geometric_score"]).to_pylist():
+        if row["tifa_answers"] is None:
+            continue
+        said = {"tifa": tifa_of_replies(row["tifa_answers"]), "geometric_score": None}
+        if said["tifa"] is not None and row["dinov2_masked"] is not None:
+            said["geometric_score"] = geometric_score(said["tifa"], row["dinov2_masked"])
+        for name, value in said.items():
+            if not _same(value, row[name]):
+                reason = f"has {row[name]}, the model's raw replies give {value}."
                 yield Problem(f"{task}/{SCORES}", f"{row['method']} {row['item_id']} {name}", reason)
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 from PIL import Image
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.artifacts import Artifact
 from cluster.config import StageConfig, runtime
@@ -35,6 +35,8 @@ from stages.evaluate.metrics import (
 from stages.evaluate.motion.config import MotionConfig
 from stages.evaluate.motion.frame_scores import temporal_flickering
 from stages.evaluate.motion.measure import ClipPair, MotionMeasure
+from stages.evaluate.perception.scores import geometric_score
+from stages.evaluate.perception.settings import PerceptionSettings
 from stages.evaluate.summary import SCORES_SCHEMA, VIDEO_METRICS, compare, judge_agreement, results, summarise
 from stages.evaluate.tables import (
     Benchmark,
@@ -68,6 +70,7 @@ class EvaluateConfig(StageConfig):
     )
     judge_attempts: int = Field(3, ge=1, description="Calls until an unreadable answer stays unscored.")
     judge_passes: int = Field(1, ge=1, description="Times that every edit is judged; more than one show the noise.")
+    perception: PerceptionSettings | None = Field(None, description="The models of further metrics, or none.")
     confidence: float = Field(0.95, gt=0.5, lt=1)
     num_resamples: int = Field(2000, ge=100, description="Of the bootstrap and the permutation test.")
     seed: int = 0
@@ -89,6 +92,13 @@ class EvaluateVideoConfig(EvaluateConfig):
 
     judge: None = Field(None, description="None looks at clips.")
     motion: MotionConfig | None = Field(None, description="Video metrics that need models, or none of them.")
+
+    @field_validator("perception")
+    @classmethod
+    def _asks_about_no_clips(cls, value: PerceptionSettings | None) -> PerceptionSettings | None:
+        if value is not None and value.tifa is not None:
+            raise ValueError("tifa asks about pictures, not about clips: leave it out")
+        return value
 
 
 class EvaluateCustomizationConfig(EvaluateConfig):
@@ -167,6 +177,10 @@ MEASURED_COLUMNS = (
     "ssim", "frames_right", "flicker_added", *VIDEO_METRICS, "seconds", "source_sha256", "image_sha256", "width",
     "height", "unscored",
 )  # fmt: skip
+PERCEIVED_COLUMNS = (
+    "item_id", "method", "clip_directional", "clip_score", "dino", "dinov2", "dinov2_masked", "unscored"
+)  # fmt: skip
+TIFA_COLUMNS = ("item_id", "method", "tifa", "tifa_answers", "unscored")
 
 
 def evaluate_edits(inputs: Mapping[str, Artifact], config: EvaluateConfig, context: Context) -> None:
@@ -193,6 +207,8 @@ def evaluate_edits(inputs: Mapping[str, Artifact], config: EvaluateConfig, conte
     if config.judge is not None:
         judge = get_judge(config.judge_task, config.judge_prompts)
         judge_files(files, benchmark, judge, config, context, lambda: get_engine(config.judge, context))
+    if config.perception is not None:
+        _perceive(files, benchmark, config.perception, context)
 
     scores = _join(context.out, items, methods)
     context.out.write_table("scores.parquet", scores)
@@ -215,15 +231,34 @@ def evaluate_edits(inputs: Mapping[str, Artifact], config: EvaluateConfig, conte
 
 
 def evaluate_sources(config: EvaluateConfig) -> list[str]:
-    """The judge's model and its prompts, and the video metrics': their content belongs to the stage's fingerprint.
+    """The models and the judge's prompts: their content belongs to the stage's fingerprint.
 
     Raises UserError where `judge_prompts` lacks the official words.
     """
+    sources: list[str] = []
+    if config.judge is not None:
+        sources += [*config.judge.source(), *get_judge(config.judge_task, config.judge_prompts).prompts.sources]
     if isinstance(config, EvaluateVideoConfig) and config.motion is not None:
-        return config.motion.sources()
-    if config.judge is None:
-        return []
-    return [*config.judge.source(), *get_judge(config.judge_task, config.judge_prompts).prompts.sources]
+        sources += config.motion.sources()
+    if config.perception is not None:
+        sources += config.perception.sources()
+    return list(dict.fromkeys(sources))
+
+
+def _perceive(
+    files: Mapping[str, EditsFile], benchmark: Benchmark, settings: PerceptionSettings, context: Context
+) -> None:
+    """Lets the models look at the edits of every file that isn't done."""
+    from stages.evaluate.perception.shard import PerceiveShard
+    from stages.evaluate.perception.tifa_shards import ask_tifa
+
+    if settings.sees:
+        shards = {f"perception/{name}": file for name, file in files.items()}
+        work = PerceiveShard(benchmark, shards, settings, _part_schema(PERCEIVED_COLUMNS), context.out)
+        run_shards(list(shards), work, context=context, num_workers=settings.num_workers, num_gpus=settings.num_gpus)
+    if settings.tifa is not None:
+        shards = {f"tifa/{name}": file for name, file in files.items()}
+        ask_tifa(shards, benchmark, settings.tifa, _part_schema(TIFA_COLUMNS), context)
 
 
 def _part_schema(names: Sequence[str]) -> pa.Schema:
@@ -234,11 +269,14 @@ def _join(out: Folder, items: Mapping[str, Mapping[str, Any]], methods: Sequence
     """One row for every method and benchmark item, with what is known about it."""
     parts: dict[tuple[str, str], dict[str, Any]] = {}
     for name in out.list(".parquet", recursive=True):
-        if posixpath.dirname(name).split("/")[0] in ("measures", "judge"):
+        if posixpath.dirname(name).split("/")[0] in ("measures", "judge", "perception", "tifa"):
             for row in out.read_table(name).to_pylist():
                 known = parts.setdefault((row["item_id"], row["method"]), {})
                 reasons = [reason for reason in (known.get("unscored"), row["unscored"]) if reason]
                 known |= row | {"unscored": "; ".join(dict.fromkeys(reasons)) or None}
+    for known in parts.values():
+        if known.get("tifa") is not None and known.get("dinov2_masked") is not None:
+            known["geometric_score"] = geometric_score(known["tifa"], known["dinov2_masked"])
     rows = []
     for method in methods:
         for item_id, item in items.items():

@@ -56,7 +56,10 @@ VIDEO_METRICS = (  # of clips alone, too: stages/evaluate/motion
     "dynamic_degree",
     "aesthetic",
 )
-METRICS = YES_NO_METRICS + JUDGE_METRICS + PIXEL_METRICS + CLIP_METRICS + VIDEO_METRICS
+PERCEPTION_METRICS = (
+    "clip_directional", "clip_score", "dino", "dinov2", "dinov2_masked", "tifa", "geometric_score"
+)  # fmt: skip
+METRICS = YES_NO_METRICS + JUDGE_METRICS + PIXEL_METRICS + CLIP_METRICS + VIDEO_METRICS + PERCEPTION_METRICS
 SHARES = (*YES_NO_METRICS, "dynamic_degree")  # of items: their intervals are Wilson's
 COMPARED_METRICS = (*YES_NO_METRICS, *JUDGE_OVERALLS)
 JUDGE_THRESHOLD = 5.0  # a judge's score from here on counts as yes, where it is held against the oracle
@@ -80,6 +83,7 @@ SCORES_SCHEMA = pa.schema(
         ("judge_model", pa.string()),
         ("judge_prompt_version", pa.string()),
         ("judge_prompt_hash", pa.string()),
+        ("tifa_answers", pa.string()),
         ("source_sha256", pa.string()),
         ("image_sha256", pa.string()),
         ("width", pa.int32()),
