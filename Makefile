@@ -7,7 +7,7 @@ ROOT ?= runs
 ARGS ?=
 PYTHON := .venv/bin/python
 
-.PHONY: setup run test lint bench bench-caption bench-caption-scale clean
+.PHONY: setup run test lint bench bench-caption bench-caption-scale bench-judge clean
 
 setup:
 	@EXTRA=$(EXTRA) bash cluster/setup.sh
@@ -30,6 +30,9 @@ bench-caption: setup
 
 bench-caption-scale: setup
 	@$(PYTHON) -m benchmarks.caption_scale $(ARGS)
+
+bench-judge: setup
+	@$(PYTHON) -m benchmarks.judge $(ARGS)
 
 clean:
 	rm -rf .venv runs

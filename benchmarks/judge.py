@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from benchmarks.bare_vllm import BareVLLM
@@ -31,9 +32,10 @@ from stages.evaluate.judges.tasks import get_judge
 from stages.evaluate.judging import judge_files
 from stages.evaluate.settings import EvaluateConfig
 from stages.evaluate.tables import Benchmark, EditsFile
-from stages.starter.stages import item_generator, png
+from stages.starter.stages import png
 from stages.starter.world import render, sample_edit, sample_scene
 
+_SEED = 1 << 20  # no data set of the starter has it
 _WARMUP_EDITS = 32
 _EDITS_IN_FILE = 128
 
@@ -48,7 +50,7 @@ def make_edits(folder: Folder, num_edits: int, first: int) -> Edits:
     """Tables of a benchmark of scenes, numbers `first` and on, and of one edit of each by one method."""
     items, edits = [], []
     for index in range(first, first + num_edits):
-        generator = item_generator("judged", 0, index)
+        generator = np.random.default_rng([_SEED, index])
         edit = sample_edit(sample_scene(generator), generator)
         source, target = png(render(edit.source)), png(render(edit.target))
         name = f"{index:08d}"
