@@ -19,7 +19,7 @@ from tests.stages.ingest.context import make_context
 from tests.stages.report.example_run import RUN_ID, SHARE_RIGHT, build_run
 
 HOSTILE = """make it <script>alert(1)</script> "red" '<img src=x onerror=alert(2)>' & https://evil.example/a.png"""
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "input"}
 
 
 class Page(html.parser.HTMLParser):
