@@ -60,12 +60,12 @@ def _rank(values: Sequence[float], value: float) -> float:
 def details(row: Mapping[str, Any]) -> str:
     """Scores and raw replies as HTML. What a model wrote is text and stays text."""
     scores = "".join(
-        f"<dt>{escape(kind.label)}</dt><dd>{words.value(name, row[name])}</dd>"
+        f"<div><dt>{escape(kind.label)}</dt><dd>{words.value(name, row[name])}</dd></div>"
         for name, kind in words.METRICS.items()
         if row.get(name) is not None
     )
     if row.get("unscored"):
-        scores += f"<dt>Unscored</dt><dd>{escape(row['unscored'])}</dd>"
+        scores += f"<div><dt>Unscored</dt><dd>{escape(row['unscored'])}</dd></div>"
     given = row.get("replies") or [(title, row.get(name)) for name, title in TEXT_COLUMNS.items()]
     replies = "".join(
         f"<h4>{escape(title)}</h4><pre>{escape(shortened(text))}</pre>" for title, text in given if text is not None
