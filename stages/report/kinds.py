@@ -99,13 +99,14 @@ def _kappa(value: float | None) -> str:
 
 def _meaning(row: dict) -> str:
     """One sentence on one question; kappa in the words of Landis and Koch (1977)."""
-    text = f"“{_question(row['judge_metric'])}” they answer alike for {100 * row['agreement']:.0f}% of the edits"
+    question = _question(row["judge_metric"])
+    text = f"To “{question}” they give the same answer for {100 * row['agreement']:.0f}% of the edits"
     if row["kappa"] is not None:
         word = next((word for least, word in KAPPAS if row["kappa"] > least), "no")
         text += f", {word} agreement beyond chance"
     lenient, strict = row["only_first"], row["only_second"]
     if lenient != strict:
-        text += f"; where they don’t, the judge is mostly too {'lenient' if lenient > strict else 'strict'}"
+        text += f"; where they don’t, the judge is more often too {'lenient' if lenient > strict else 'strict'}"
     return escape(text) + "."
 
 

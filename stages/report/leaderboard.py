@@ -151,14 +151,14 @@ def leaderboards(data: ReportData, methods: Sequence[str], star: str | None) -> 
     if not tables:
         return ""
     judges = sorted({row["judge_model"] for row in rows if row.get("judge_model")})
-    judged = f" Ours are judged by {escape(', '.join(judges))};" if judges else ""
+    judged = f" Ours are judged by {escape(', '.join(judges))}." if judges else ""
     trial = ""
     if data.ingest.get("trial") or (data.ingest.get("gedit") or {}).get("part") == "intersection":
         trial = " <b>Ours are not of the whole benchmark, so that the two can’t be compared.</b>"
     return (
         f'<section id="{data.anchor("published")}"><h2>Beside published figures</h2><p class="lead">'
-        f"{escape(data.benchmark)}.{judged} each published row, in grey, says by whom. Scores of different judges "
-        f"aren’t on one scale.{trial}</p>{''.join(tables)}</section>"
+        f"{escape(data.benchmark)}.{judged} Each published row, in grey, says whose and by what judge. Scores of "
+        f"different judges aren’t on one scale.{trial}</p>{''.join(tables)}</section>"
     )
 
 
