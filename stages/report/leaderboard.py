@@ -53,6 +53,11 @@ _SC_SUBJECT = _columns("judge_prompt_following", "judge_identity")
 _OVERALL = _columns("judge_overall")
 
 
+def _clip_cosine(row: Row) -> Sequence[float] | None:
+    """CLIPScore without its factor 100, as papers print it."""
+    return None if row.get("clip_score") is None else (row["clip_score"] / 100,)
+
+
 def _sc(row: Row) -> Sequence[float] | None:
     return _SC_EDIT(row) or _SC_SUBJECT(row)
 
@@ -92,6 +97,7 @@ AGGREGATES = {  # by the name that stages/evaluate/published.yaml has for it
     "overall_geometric_mean_of_means": Aggregate("Overall", "√(mean SC · mean PQ)", _both, geometric_mean_of_means),
     "imgedit_mean": Aggregate("ImgEdit, macro", f"{MACRO} of the three scores’ mean", _columns("judge_imgedit"), macro),
     "masked_dinov2_mean": Aggregate("MDINOv2-I", MICRO, _columns("dinov2_masked"), micro),
+    "clip_score_mean": Aggregate("CLIPScore / 100", MICRO, _clip_cosine, micro),
     "tifa_mean": Aggregate("TIFA", MICRO, _columns("tifa"), micro),
     "geometric_score_mean": Aggregate(
         "Geometric score", f"{MICRO} of √(TIFA·MDINOv2-I)", _columns("geometric_score"), micro
@@ -181,7 +187,7 @@ def _table(
     ours: Mapping[tuple[str, str], tuple[float, int]],
     published: Sequence[PublishedFigure],
 ) -> str:
-    digits = 3 if any(name.startswith(("masked", "tifa", "geometric")) for name in columns) else 2
+    digits = 3 if any(name.startswith(("masked", "clip", "tifa", "geometric")) for name in columns) else 2
     lines: list[tuple[float, str]] = []
     errata: list[str] = []
     for method in methods:

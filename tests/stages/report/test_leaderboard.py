@@ -105,6 +105,18 @@ def test_long_tail_styles_in_halves_and_their_errata(data):
     assert "4.00</td></tr>" in first and "6.00</td></tr>" in second
 
 
+def test_metrics_of_customization_beside_the_papers(data):
+    rows = [{"method": "x", "edit_type": "object", "clip_score": 31.2, "dinov2_masked": 0.7, "judge_model": None}]
+    _, gedit = data
+    objects = dataclasses.replace(
+        gedit, methods=["x"], ingest={"source": "/x", "layout": "dreambooth"}, num_expected=2, items="settings",
+        tables={"scores": pa.Table.from_pylist(rows)},
+    )  # fmt: skip
+    page = leaderboards(objects, ["x"], None)
+    assert 'id="published-settings"' in page and page.count("<table") == 1
+    assert '0.700<small>n = 1 of 2</small></td><td class="number">0.312<small>' in page and ">0.308<" in page
+
+
 def test_marks_follow_the_corrected_test(data):
     generous, tight = ([score_row(m, i, "a", (s, s), (s, s)) for m, s in (("byg", 8), ("copy", low)) for i in range(9)]
                        for low in (7.9999, 2))  # fmt: skip
