@@ -219,7 +219,7 @@ STAGES = (
           ("encode_clips", "video_validation"), TRAIN, train_sources),
     Stage("edit_video", "1", edit_images, EditVideoConfig, CLIPS, COORDINATE, edit_sources, is_used),
     Stage("evaluate_video", "1", evaluate_edits, EvaluateVideoConfig,
-          ("edit_video", *CLIP_ITEMS), COORDINATE, uses=is_given),
+          ("edit_video", *CLIP_ITEMS), COORDINATE, evaluate_sources, is_given),
     # NP-Edit's customization: a picture's object in another setting
     Stage("customize", "1", customize_images, CustomizeConfig, ("ingest",), VLLM, customize_sources),
     Stage("encode_customization", "2", encode_tuples, EncodeConfig,
@@ -232,7 +232,7 @@ STAGES = (
           ("encode_customization", "customization_validation"), TRAIN, train_sources),
     Stage("edit_customization", "1", edit_images, EditCustomizationConfig, OBJECTS, COORDINATE, edit_sources, is_used),
     Stage("evaluate_customization", "1", evaluate_edits, EvaluateCustomizationConfig,
-          ("edit_customization", *OBJECT_ITEMS), COORDINATE, uses=is_given),
+          ("edit_customization", *OBJECT_ITEMS), VLLM, evaluate_sources, is_given),
     # one page about all of it
     Stage("report", "1", write_report, ReportConfig, sum(REPORTED.values(), ()), uses=is_used),
     # only where a profile names one as its target: a method without one part at a time

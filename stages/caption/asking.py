@@ -53,6 +53,11 @@ class AskingConfig(StageConfig):
 
     engine: EngineSettings = EngineSettings(model="stages/starter/models/qwen3vl")
     prompt_version: Literal["v1"] = "v1"
+    words_first: bool = Field(
+        False,
+        description="The words that all requests share go before the pictures, as the system's message, where the "
+        "engine's prefix cache finds them. The starter's models know the other order.",
+    )
     temperatures: tuple[float, ...] = Field((0.0, 0.6, 0.8, 1.0), min_length=1, description="One for each attempt.")
     max_tokens: int = Field(512, ge=1)
     shard_size: int = Field(256, ge=1, description="Rows that are asked about in one logical shard.")

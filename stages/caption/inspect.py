@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import bisect
+import contextlib
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from cluster.errors import UserError
+from cluster.errors import RequestError, UserError, exit_code
 from stages.caption.contents import Contents, read_contents
 from stages.report.charts import nice_ticks
 
@@ -26,28 +27,32 @@ MAX_ANSWER = 600  # characters
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 if there is no such artifact."""
+    """Exit code 0, or 2 if there is no such artifact, or the page can't be written."""
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("artifact", metavar="DIR", help="a folder ROOT/STAGE/FINGERPRINT: a path or an fsspec URL")
     parser.add_argument("--html", metavar="OUT.html", help="write a page, too")
     arguments = parser.parse_args(argv)
-    try:
-        contents = read_contents(arguments.artifact)
-        print(show(contents))
-        if arguments.html:
-            from stages.caption.inspect_page import render
+    return exit_code(lambda: _inspect(arguments.artifact, arguments.html))
 
-            Path(arguments.html).write_text(render(contents), encoding="utf-8")
-            print(f"\n{arguments.html}")
+
+def _inspect(artifact: str, html: str | None) -> None:
+    try:
+        contents = read_contents(artifact)
     except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+        raise RequestError(str(error)) from None
+    with contextlib.suppress(BrokenPipeError):  # `| head` has seen enough
+        print(show(contents), flush=True)
+    if not html:
+        return
+    from stages.caption.inspect_page import render
+
+    try:
+        Path(html).write_text(render(contents), encoding="utf-8")
     except OSError as error:
-        print(f"{arguments.html} can't be written: {error}", file=sys.stderr)
-        return 2
-    return 0
+        raise RequestError(f"{html} can't be written: {error}") from None
+    print(f"\n{html}")
 
 
 def show(contents: Contents) -> str:

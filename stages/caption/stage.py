@@ -29,6 +29,7 @@ from stages.caption.asking import (
 from stages.caption.edits import prompt
 from stages.caption.edits.rules import EditRule, check, find_object, not_applicable
 from stages.caption.offers import PRIORITY, offer_styles, offer_types, shard_seed
+from stages.caption.order import ordered
 from stages.caption.rows import StoredRows
 
 TUPLES_SCHEMA = with_outcome(
@@ -116,10 +117,11 @@ def ask_captions(inputs: Mapping[str, Artifact], config: CaptionConfig, context:
             image = samples.read(key)["image"]
             yield Asked(key, functools.partial(_conversation, image, offered, forced or listed))
 
-    return Asking(
+    asking = Asking(
         key="sample_id", keys=samples.keys, rows=rows, table="tuples", unit="image", schema=TUPLES_SCHEMA,
         prompt_hash=prompt.prompt_hash(), rules=((), (*field_rules(str), *EditRule)), tally="edit_type",
     )  # fmt: skip
+    return ordered(asking, config, prompt)
 
 
 def read_samples(ingest: Artifact, context: Context) -> StoredRows:

@@ -31,6 +31,7 @@ from stages.evaluate.tables import BENCHMARK_COLUMNS, EDITS_COLUMNS, read_image
 LAYOUTS = ("gedit", "imgedit", "items")
 EDIT_STAGES = ("edit", "edit_customization")
 REPLY_COLUMNS = ("item_id", "method", "call", "text")  # of a table of the judge's raw replies
+NUMBERED = ("pass", "attempt")  # the reply that counts is the first pass's last attempt
 IMGEDIT_CALL = "imgedit"
 
 
@@ -166,8 +167,9 @@ def _write_judged(out: Folder, stages: Mapping[str, Any], summary: str, edit_typ
     if "evaluate" not in _finished(stages):
         return
     replies: dict[str, dict[str, str]] = collections.defaultdict(dict)
-    for row in _rows(_artifact(stages, summary, "evaluate"), REPLY_COLUMNS):
-        if row["call"] == IMGEDIT_CALL and row["item_id"] in edit_types:
+    rows = _rows(_artifact(stages, summary, "evaluate"), REPLY_COLUMNS, NUMBERED)
+    for row in sorted(rows, key=lambda row: row.get("attempt", 0)):
+        if row["call"] == IMGEDIT_CALL and not row.get("pass") and row["item_id"] in edit_types:
             replies[row["method"]][row["item_id"]] = row["text"]
     for method, texts in replies.items():
         write_scores(out.sub(method), texts, edit_types)

@@ -16,7 +16,12 @@ from cluster.artifacts import Artifact, Manifest, artifact_folder, read_artifact
 from cluster.errors import RequestError, UserError
 from cluster.folder import Folder
 from stages.evaluate.figures import Comparison, Figure, Problem, Rescored
+from stages.evaluate.judge_replies import NOISE, REPLIES, columns_of, grouped, judge_noise
+from stages.evaluate.judges.judge import Judge
+from stages.evaluate.judges.tasks import get_judge
 from stages.evaluate.judges.viescore.prompt import Scores, overall, parse
+from stages.evaluate.perception.scores import geometric_score
+from stages.evaluate.perception.tifa import tifa_of_replies
 from stages.evaluate.stage import EvaluateConfig
 from stages.evaluate.summary import ALL, MACRO, SCORES_SCHEMA, compare, judge_agreement, results, summarise
 
@@ -85,7 +90,17 @@ def _recompute(artifact: Artifact, written_results: Mapping[str, Any], summary_n
     task, folder, manifest = artifact.stage, artifact.folder, artifact.manifest
     scores, unscored = _read_scores(folder, task)
     result.problems += unscored
-    result.problems += _check_replies(task, scores)
+    if folder.exists(REPLIES):
+        judge = get_judge(manifest.config["judge_task"])  # what its numbers mean doesn't depend on its words
+        replies = folder.read_table(REPLIES)
+        result.problems += _check_columns(task, scores, judge, replies)
+        noise = judge_noise(judge, replies)
+        if folder.exists(NOISE):
+            result.problems += _differences(f"{task}/{NOISE}", noise, folder.read_table(NOISE), ("method", "metric"))
+        result.figures += _noise_figures(task, noise, len(set(scores["item_id"].to_pylist())))
+    else:  # a run before there was such a table
+        result.problems += _check_texts(task, scores)
+    result.problems += _check_tifa(task, scores)
     options = _options(manifest)
     tables = {
         "figures/summary.parquet": summarise(scores, **options),
@@ -163,7 +178,19 @@ def _prefix(manifest: Manifest, methods: Sequence[str]) -> str:
     return written[0].removesuffix(methods[0]) if written and methods else ""
 
 
-def _check_replies(task: str, scores: pa.Table) -> Iterable[Problem]:
+def _check_columns(task: str, scores: pa.Table, judge: Judge, replies: pa.Table) -> Iterable[Problem]:
+    """Rows in which a judge's column is not what the table of its raw replies says."""
+    found = {key: columns_of(judge, said) for key, said in grouped(replies).items()}
+    names = [*judge.columns, *judge.text_columns.values()]
+    for row in scores.select(["method", "item_id", *names]).to_pylist():
+        said = found.get((row["method"], row["item_id"]), {})
+        for name in names:
+            if not _same(said.get(name), row[name]):
+                reason = f"has {row[name]}, the judge's raw replies say {said.get(name)}."
+                yield Problem(f"{task}/{SCORES}", f"{row['method']} {row['item_id']} {name}", reason)
+
+
+def _check_texts(task: str, scores: pa.Table) -> Iterable[Problem]:
     """Rows whose judge's scores are not what its raw replies say."""
     names = [name for text, columns in JUDGED.items() for name in (text, *columns)]
     for row in scores.select(["method", "item_id", "judge_overall", *names]).to_pylist():
@@ -180,6 +207,20 @@ def _check_replies(task: str, scores: pa.Table) -> Iterable[Problem]:
         for name, value in said.items():
             if not _same(value, row[name]):
                 reason = f"has {row[name]}, the judge's raw reply says {value}."
+                yield Problem(f"{task}/{SCORES}", f"{row['method']} {row['item_id']} {name}", reason)
+
+
+def _check_tifa(task: str, scores: pa.Table) -> Iterable[Problem]:
+    """Rows whose TIFA or geometric score is not what the replies and the masked similarity say."""
+    for row in scores.select([*NAMES, "tifa", "tifa_answers", "dinov2_masked", "geometric_score"]).to_pylist():
+        if row["tifa_answers"] is None:
+            continue
+        said = {"tifa": tifa_of_replies(row["tifa_answers"]), "geometric_score": None}
+        if said["tifa"] is not None and row["dinov2_masked"] is not None:
+            said["geometric_score"] = geometric_score(said["tifa"], row["dinov2_masked"])
+        for name, value in said.items():
+            if not _same(value, row[name]):
+                reason = f"has {row[name]}, the model's raw replies give {value}."
                 yield Problem(f"{task}/{SCORES}", f"{row['method']} {row['item_id']} {name}", reason)
 
 
@@ -216,6 +257,15 @@ def _figure(task: str, row: Mapping[str, Any]) -> Figure:
         task, row["method"], f"{row['metric']}_{kind}", row["mean"], row["num_items"], row["num_expected"], row["low"],
         row["high"], category,
     )  # fmt: skip
+
+
+def _noise_figures(task: str, noise: pa.Table, num_expected: int) -> list[Figure]:
+    """The judge's own noise, where it judged more than once."""
+    return [
+        Figure(task, row["method"], f"{row['metric']}_{name}_over_passes", row[name], row["num_items"], num_expected)
+        for row in noise.to_pylist()
+        for name in ("std_of_items", "std_of_means")
+    ]
 
 
 def _agreement_figures(task: str, agreement: pa.Table) -> list[Figure]:

@@ -2,7 +2,7 @@
 
 Each figure is a mean over items (micro) with the number of scored items beside the number expected. Rows of the
 edit type `macro` are the unweighted means over edit types of these types' means, as GEdit-Bench and ImgEdit-Bench
-report them; in a run's results the judge's is `judge_overall_macro`.
+report them; in a run's results the judges' are `judge_overall_macro` and `judge_imgedit_macro`.
 """
 
 from __future__ import annotations
@@ -35,15 +35,39 @@ JUDGE_METRICS = (
     "judge_over_editing",
     "judge_naturalness",
     "judge_artifacts",
+    "judge_prompt_following",
+    "judge_identity",
+    "judge_imgedit",
+    "judge_imgedit_first",
+    "judge_imgedit_second",
+    "judge_imgedit_third",
+    "judge_p_right",
+    "judge_p_done",
+    "judge_p_kept",
 )
+JUDGE_OVERALLS = ("judge_overall", "judge_imgedit", "judge_p_right")  # by judge: 0 to 10, 1 to 5, 0 to 1
 PIXEL_METRICS = ("psnr_unedited", "l1", "psnr", "ssim")
 CLIP_METRICS = ("frames_right", "flicker_added")  # of clips alone
-METRICS = YES_NO_METRICS + JUDGE_METRICS + PIXEL_METRICS + CLIP_METRICS
-COMPARED_METRICS = (*YES_NO_METRICS, "judge_overall")
+VIDEO_METRICS = (  # of clips alone, too: stages/evaluate/motion
+    "temporal_flickering",
+    "temporal_flickering_source",
+    "motion_fidelity",
+    "motion_fidelity_official",
+    "dynamic_degree",
+    "aesthetic",
+)
+PERCEPTION_METRICS = (
+    "clip_directional", "clip_score", "dino", "dinov2", "dinov2_masked", "tifa", "geometric_score"
+)  # fmt: skip
+METRICS = YES_NO_METRICS + JUDGE_METRICS + PIXEL_METRICS + CLIP_METRICS + VIDEO_METRICS + PERCEPTION_METRICS
+SHARES = (*YES_NO_METRICS, "dynamic_degree")  # of items: their intervals are Wilson's
+COMPARED_METRICS = (*YES_NO_METRICS, *JUDGE_OVERALLS)
 JUDGE_THRESHOLD = 5.0  # a judge's score from here on counts as yes, where it is held against the oracle
-QUESTIONS = (  # the judge's score, and the oracle's answer to the same question
-    ("judge_success", "edit_success"),
-    ("judge_over_editing", "preservation"),
+QUESTIONS = (  # the judge's score, the oracle's answer to the same question, and the score that counts as yes
+    ("judge_success", "edit_success", JUDGE_THRESHOLD),
+    ("judge_over_editing", "preservation", JUDGE_THRESHOLD),
+    ("judge_p_done", "edit_success", 0.5),
+    ("judge_p_kept", "preservation", 0.5),
 )
 
 SCORES_SCHEMA = pa.schema(
@@ -59,6 +83,7 @@ SCORES_SCHEMA = pa.schema(
         ("judge_model", pa.string()),
         ("judge_prompt_version", pa.string()),
         ("judge_prompt_hash", pa.string()),
+        ("tifa_answers", pa.string()),
         ("source_sha256", pa.string()),
         ("image_sha256", pa.string()),
         ("width", pa.int32()),
@@ -170,7 +195,7 @@ def summarise(scores: pa.Table, *, seed: int, confidence: float, num_resamples: 
         for edit_type in columns.edit_types:
             chosen = columns.rows(method, edit_type)
             for metric in METRICS:
-                estimate: Callable[..., Interval] = proportion if metric in YES_NO_METRICS else bootstrap_mean
+                estimate: Callable[..., Interval] = proportion if metric in SHARES else bootstrap_mean
                 values, sources = columns.values[metric][chosen], columns.source_id[chosen].astype(str)
                 interval = estimate(values, sources, _generator(seed, method, edit_type, metric), **options)
                 add(method, edit_type, metric, len(chosen), interval)
@@ -219,14 +244,16 @@ def compare(scores: pa.Table, *, seed: int, confidence: float, num_resamples: in
 
 
 def judge_agreement(scores: pa.Table) -> pa.Table:
-    """How often the judge, at a threshold of 5, answers as the oracle does, over all methods and for each."""
+    """How often the judge, at a threshold of 5 of 10 or of even odds, answers as the oracle does, over all methods
+    and for each.
+    """
     columns = ScoreColumns.of(scores)
     rows: list[dict[str, Any]] = []
     for method in [ALL, *columns.methods]:
         chosen = np.arange(len(columns.method)) if method == ALL else columns.rows(method, ALL)
-        for judge_metric, oracle_metric in QUESTIONS:
+        for judge_metric, oracle_metric, threshold in QUESTIONS:
             judged = columns.values[judge_metric][chosen]
-            yes = np.where(np.isnan(judged), np.nan, judged >= JUDGE_THRESHOLD)
+            yes = np.where(np.isnan(judged), np.nan, judged >= threshold)
             result = agreement(yes, columns.values[oracle_metric][chosen])
             if result.num_items:
                 rows.append(
@@ -234,7 +261,7 @@ def judge_agreement(scores: pa.Table) -> pa.Table:
                         "method": method,
                         "judge_metric": judge_metric,
                         "oracle_metric": oracle_metric,
-                        "threshold": JUDGE_THRESHOLD,
+                        "threshold": threshold,
                     }
                     | dataclasses.asdict(result)
                 )
@@ -251,12 +278,14 @@ def results(summary: pa.Table, methods: Sequence[str], num_expected: int) -> dic
         rows = [row for row in summary.to_pylist() if row["method"] == method]
         overall = {row["metric"]: row for row in rows if row["edit_type"] == ALL}
         macro = {row["metric"]: row["mean"] for row in rows if row["edit_type"] == MACRO}
-        counted = overall.get("whole_scene_right") or overall.get("judge_overall") or {"num_items": 0}
+        judged = next((overall[metric] for metric in JUDGE_OVERALLS if metric in overall), {"num_items": 0})
+        counted = overall.get("whole_scene_right") or judged
         means[method] = {metric: overall[metric]["mean"] if metric in overall else None for metric in METRICS}
         means[method] |= {
             "judge_overall_macro": macro.get("judge_overall"),
+            "judge_imgedit_macro": macro.get("judge_imgedit"),
             "num_items": counted["num_items"],
-            "num_judged": overall["judge_overall"]["num_items"] if "judge_overall" in overall else 0,
+            "num_judged": judged["num_items"],
             "num_expected": num_expected,
         }
     return means

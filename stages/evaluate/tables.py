@@ -19,6 +19,7 @@ BENCHMARK = "benchmark"
 MISSING_COLUMNS = ("item_id", "source_id", "edit_type", "reason")  # of items that a copy of the benchmark lacks
 BENCHMARK_COLUMNS = ("item_id", "source_id", "image", "edit_type", "instruction", "metadata")
 EDITS_COLUMNS = ("item_id", "method", "image", "seconds")
+OPTIONAL_COLUMNS = ("clip", "reason", "src_caption", "tgt_caption", "object")  # of either table
 MAX_PIXELS = 50_000_000
 
 
@@ -103,7 +104,7 @@ def check_edits(files: Mapping[str, EditsFile], items: Mapping[str, Any]) -> lis
 
 
 def pairs(benchmark: Benchmark, file: EditsFile) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Each edit of a file with its item; both have a `clip`, and edits a `reason`, where their tables do."""
+    """Each edit of a file with its item; both have of OPTIONAL_COLUMNS those that their tables have."""
     edits = file.folder.read_table(file.name, _present(file.folder, file.name, EDITS_COLUMNS)).to_pylist()
     wanted = {edit["item_id"] for edit in edits}
     items = {}
@@ -120,7 +121,7 @@ def pairs(benchmark: Benchmark, file: EditsFile) -> Iterator[tuple[dict[str, Any
 
 def _present(folder: Folder, name: str, columns: tuple[str, ...]) -> list[str]:
     there = _columns(folder, name)
-    return [*columns, *(column for column in ("clip", "reason") if column in there)]
+    return [*columns, *(column for column in OPTIONAL_COLUMNS if column in there)]
 
 
 def read_image(data: bytes) -> Image.Image:

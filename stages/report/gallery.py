@@ -116,7 +116,8 @@ def gallery(data: ReportData) -> str:
         )
     apart = Disagreement(data.tables["scores"].to_pylist() if "scores" in data.tables else [])
     metric, room, items = primary_metric(data), _Room(), ""
-    metric = "judge_overall" if any(m == "judge_overall" for _, _, m in data.summary) else metric
+    measured = {m for _, _, m in data.summary}
+    metric = next((m for m in words.JUDGED if m in measured), metric)
     for item in data.gallery:
         items += _item(item, methods, star, metric, apart, room)
     name = data.anchor("gallery")
@@ -150,7 +151,7 @@ def _fields(methods: list[str], metric: str | None, apart: Disagreement) -> str:
             + "</span>"
         )
     against = "oracle" if apart.has_oracle else words.METRICS[apart.metric].label if apart.metric else ""
-    if metric == "judge_overall" and against:
+    if metric in words.JUDGED and against:
         fields += (
             f'<label><input type="checkbox" data-field="apart"> Judge and {escape(against)} disagree</label>'
             '<label>Order <select data-field="order"><option value="">by id</option><option value="gap">by '

@@ -156,7 +156,8 @@ def leaderboards(data: ReportData, methods: Sequence[str], star: str | None) -> 
             tables.append(_table(data, task, columns, methods, star, ours, theirs))
     if not tables:
         return ""
-    judges = sorted({row["judge_model"] for row in rows if row.get("judge_model")})
+    named = {(row["judge_model"], row.get("judge_prompt_version")) for row in rows if row.get("judge_model")}
+    judges = sorted(f"{model} (prompts {version})" if version else model for model, version in named)
     judged = f" Ours are judged by {escape(', '.join(judges))}." if judges else ""
     trial = ""
     if data.ingest.get("trial") or (data.ingest.get("gedit") or {}).get("part") == "intersection":

@@ -9,7 +9,7 @@ from stages.report.charts import escape, interval_mark
 from stages.report.data import ALL, MACRO, ReportData
 from stages.report.leaderboard import leaderboards
 
-PANEL_METRICS = (*words.PRIMARY[:1], "edit_success", "preservation", *words.PRIMARY[1:])
+PANEL_METRICS = (*words.PRIMARY[:1], "edit_success", "preservation", *words.JUDGED)
 
 
 def primary_metric(data: ReportData) -> str | None:
@@ -211,7 +211,7 @@ def _dots(data: ReportData, metric: str, name: str) -> str:
 def _table(data: ReportData, methods: list[str]) -> str:
     columns = [(m, ALL) for m in words.METRICS if any((name, ALL, m) in data.summary for name in methods)]
     if len(data.edit_types) > 1:  # beside the judge's mean over items that over kinds of edit
-        macro = [m for m in words.PRIMARY[1:] if any((name, MACRO, m) in data.summary for name in methods)]
+        macro = [m for m in words.JUDGED if any((name, MACRO, m) in data.summary for name in methods)]
         for metric in macro:
             columns.insert(columns.index((metric, ALL)) + 1, (metric, MACRO))
     heads = [words.METRICS[m].label + (", macro" if kind == MACRO else "") for m, kind in columns]

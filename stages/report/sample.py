@@ -16,7 +16,12 @@ TEXT_COLUMNS = {
     "judge_pq_text": "perceptual quality (PQ)",
     "tifa_answers": "TIFA's answers",
 }
-QUESTIONS = (("judge_success", "edit_success"), ("judge_over_editing", "preservation"))
+QUESTIONS = (  # the judge's score and its maximum, and the oracle's answer to the same question
+    ("judge_success", 10, "edit_success"),
+    ("judge_over_editing", 10, "preservation"),
+    ("judge_p_done", 1, "edit_success"),
+    ("judge_p_kept", 1, "preservation"),
+)
 ALIGNMENT = ("clip_directional", "tifa", "clip_score")  # what the judge is held against where there is no oracle
 
 
@@ -27,29 +32,34 @@ class Disagreement:
         self.has_oracle = any(row.get("edit_success") is not None for row in scores)
         both = ([r for r in scores if _both(r, name)] for name in ALIGNMENT)
         self.metric, rows = next(((n, r) for n, r in zip(ALIGNMENT, both, strict=True) if len(r) > 1), ("", []))
-        self._judged = sorted(row["judge_overall"] for row in rows)
+        self._judged = sorted(_judged(row) for row in rows)
         self._measured = sorted(row[self.metric] for row in rows)
 
     def __call__(self, row: Mapping[str, Any]) -> tuple[float, bool] | None:
         """The gap (0 to 1), and whether they contradict each other; None where either is silent.
 
-        Oracle: the largest |judge / 10 - oracle| of the two questions; they contradict each other where one says yes
-        and the other no, the judge from 5 on. Metric: the difference of the edit's two rank shares, from 0.5 on.
+        Oracle: the largest |judge / maximum - oracle| of the questions; they contradict each other where one says
+        yes and the other no, the judge from half of its scale on. Metric: the difference of the edit's two rank shares,
+        from 0.5 on.
         """
         if self.has_oracle:
-            pairs = [(row.get(j), row.get(o)) for j, o in QUESTIONS]
-            pairs = [(judged / 10, truth) for judged, truth in pairs if judged is not None and truth is not None]
+            answers = [(row.get(judged), maximum, row.get(truth)) for judged, maximum, truth in QUESTIONS]
+            pairs = [(j / maximum, o) for j, maximum, o in answers if j is not None and o is not None]
             if not pairs:
                 return None
             return max(abs(j - o) for j, o in pairs), any((j >= 0.5) != (o > 0.5) for j, o in pairs)
         if not self.metric or not _both(row, self.metric):
             return None
-        gap = abs(_rank(self._judged, row["judge_overall"]) - _rank(self._measured, row[self.metric]))
+        gap = abs(_rank(self._judged, _judged(row)) - _rank(self._measured, row[self.metric]))
         return gap, gap >= 0.5
 
 
 def _both(row: Mapping[str, Any], metric: str) -> bool:
-    return row.get("judge_overall") is not None and row.get(metric) is not None
+    return _judged(row) is not None and row.get(metric) is not None
+
+
+def _judged(row: Mapping[str, Any]) -> float | None:
+    return next((row[name] for name in words.JUDGED if row.get(name) is not None), None)
 
 
 def _rank(values: Sequence[float], value: float) -> float:

@@ -57,6 +57,9 @@ METRICS = {  # one line for each, in the order of the tables' columns; what a ru
     "judge_prompt_following": Metric("Judge: prompt followed", 10.0),
     "judge_identity": Metric("Judge: same object", 10.0),
     "judge_imgedit": Metric("Judge: ImgEdit (1 to 5)", 5.0),
+    "judge_imgedit_first": Metric("Judge: ImgEdit, first of three", 5.0),
+    "judge_imgedit_second": Metric("Judge: ImgEdit, second", 5.0),
+    "judge_imgedit_third": Metric("Judge: ImgEdit, third", 5.0),
     "judge_p_right": Metric("Judge: right, probability", 1.0, True),
     "judge_p_done": Metric("Judge: done, probability", 1.0, True),
     "judge_p_kept": Metric("Judge: kept, probability", 1.0, True),
@@ -65,6 +68,12 @@ METRICS = {  # one line for each, in the order of the tables' columns; what a ru
     "psnr": Metric("PSNR to the source, dB", None),
     "ssim": Metric("SSIM to the source", None),
     "flicker_added": Metric("Flicker beyond the source's", None, higher_is_better=False),
+    "temporal_flickering": Metric("Temporal flickering, 1: none", None),
+    "temporal_flickering_source": Metric("Temporal flickering of the source", None),
+    "motion_fidelity": Metric("Motion fidelity", None),
+    "motion_fidelity_official": Metric("Motion fidelity, official", None),
+    "dynamic_degree": Metric("Dynamic", 1.0, True),
+    "aesthetic": Metric("Aesthetic", None),
     "clip_directional": Metric("CLIP directional", None),
     "clip_score": Metric("CLIPScore", None),
     "dino": Metric("DINO similarity", None),
@@ -72,12 +81,9 @@ METRICS = {  # one line for each, in the order of the tables' columns; what a ru
     "dinov2_masked": Metric("MDINOv2-I", None),
     "tifa": Metric("TIFA", None),
     "geometric_score": Metric("Geometric score", None),
-    "temporal_flickering": Metric("Temporal flickering (1: still)", None),
-    "motion_fidelity": Metric("Motion fidelity", None),
-    "dynamic_degree": Metric("Dynamic degree", 1.0, True),
-    "aesthetic": Metric("Aesthetic", None),
 }
-PRIMARY = ("whole_scene_right", "judge_overall", "judge_imgedit", "judge_p_right")  # methods are ranked by the first
+JUDGED = ("judge_overall", "judge_imgedit", "judge_p_right")  # what a judge says in all
+PRIMARY = ("whole_scene_right", *JUDGED)  # methods are ranked by the first
 
 
 def method(name: str) -> Method:

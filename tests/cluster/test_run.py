@@ -1,12 +1,15 @@
+import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -25,6 +28,7 @@ from tests.cluster.toys import STAGES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = "tests/cluster/toy_pipeline.py"
+RAY_COMMAND = Path(sys.executable).with_name("ray")
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
@@ -322,13 +326,39 @@ def takes_jobs(dashboard: str) -> bool:
     """Whether the cluster's agent is up: it starts after the head, and until then every job is refused."""
     try:
         JobSubmissionClient(dashboard).submit_job(entrypoint="true")
+    except ConnectionError:
+        return False
     except RuntimeError as error:
         assert "No available agent" in str(error), error
         return False
     return True
 
 
-def test_as_a_job_on_a_running_cluster(root: Folder, tmp_path: Path):
+@pytest.fixture
+def cluster_dashboard() -> Iterator[str]:
+    """A cluster as its owner starts it. Its agent, which takes jobs, has a port that no other Ray here has."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder = tempfile.mkdtemp(prefix="ray-")  # the paths of sockets have to be short
+    command = [
+        RAY_COMMAND, "start", "--head", "--block", "--port=0", "--node-ip-address=127.0.0.1", "--num-cpus=4",
+        f"--dashboard-port={port}", "--dashboard-agent-listen-port=0", "--object-store-memory=100000000",
+        "--disable-usage-stats", f"--temp-dir={folder}",
+    ]  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    yield f"http://127.0.0.1:{port}"
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    process.wait(60)
+    for child in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_as_a_job_on_a_running_cluster(root: Folder, tmp_path: Path, cluster_dashboard: str):
     """`ray job submit --working-dir`: the project comes along and need not be installed."""
     project = tmp_path / "project"
     for name in ("cluster", "pipelines"):
@@ -337,12 +367,10 @@ def test_as_a_job_on_a_running_cluster(root: Folder, tmp_path: Path):
     for name in ("toys.py", "toy_pipeline.py"):
         shutil.copy(REPOSITORY / "tests" / "cluster" / name, project / "tests" / "cluster" / name)
     (project / "toy.yaml").write_text("numbers: {count: 20}\n")
-    dashboard = f"http://{ray._private.worker.global_worker.node.webui_url}"
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "PYTHONPATH")}
-    wait_until(lambda: takes_jobs(dashboard))
-    ray_command = Path(sys.executable).with_name("ray")
+    wait_until(lambda: takes_jobs(cluster_dashboard))
     done = subprocess.run(
-        [ray_command, "job", "submit", "--address", dashboard, "--working-dir", ".", "--",
+        [RAY_COMMAND, "job", "submit", "--address", cluster_dashboard, "--working-dir", ".", "--",
          sys.executable, SCRIPT, "--profile", "toy.yaml", "--root", root.url],
         cwd=project, env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip

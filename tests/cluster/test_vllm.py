@@ -50,7 +50,7 @@ def ask(key: object, *, image: bytes | None = None, text: str = "describe", **fi
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> EngineSettings:
     model = make_model(tmp_path_factory.mktemp("model"))
-    return EngineSettings(model=str(model), max_model_len=256, max_image_pixels=10_000, num_in_flight=16, num_engines=2)
+    return EngineSettings(model=str(model), max_model_len=256, max_image_pixels=10_000, num_in_flight=32, num_engines=2)
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +131,17 @@ def test_a_prompt_that_was_there_before_comes_from_the_cache(engine: EnginePool)
     assert first.text == again.text
 
 
+def test_words_before_the_picture_come_from_the_cache_whatever_it_shows(engine: EnginePool):
+    def asked(key: str, image: bytes) -> ChatRequest:
+        request = ask(key, image=image)
+        system = {"role": "system", "content": "words of all " * 12}
+        return ChatRequest(key, [system, *request.messages], request.schema, request.max_tokens)
+
+    (first,) = engine.generate([asked("first", picture(9))])
+    (other,) = engine.generate([asked("other", picture(10))])
+    assert (first.cached_tokens, other.cached_tokens) == (0, 128)
+
+
 def test_sampling_depends_on_the_seed_alone(engine: EnginePool):
     def sample(keys: range) -> dict[str, str]:
         requests = [ask(i, image=picture(i), temperature=1.0, seed=i) for i in keys]
@@ -183,12 +194,14 @@ def test_a_source_may_wait_for_replies(engine: EnginePool):
 
 
 def test_requests_are_shared_out(engine: EnginePool, context: Context):
-    num_asked = []
-    for reply in engine.generate(ask(i, image=picture(i), max_tokens=8) for i in range(80)):
+    num_asked, num_together = [], set()
+    for reply in engine.generate(ask(i, image=picture(i), max_tokens=8) for i in range(160)):
         assert reply.error is None
         num_asked.append([seat.num_flying for seat in engine._seats])
-    assert max(sum(flying) for flying in num_asked) > 16  # more than one engine takes
-    assert all(max(flying) <= 16 for flying in num_asked)
+        num_together |= {len(call) for seat in engine._seats for call in seat._flying.values()}
+    assert max(sum(flying) for flying in num_asked) > 32  # more than one engine takes
+    assert all(max(flying) <= 32 for flying in num_asked)
+    assert num_together == {2}  # in one call
 
 
 def test_stages_share_the_engines(engine: EnginePool, settings: EngineSettings, context: Context):

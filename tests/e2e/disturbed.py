@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -61,6 +62,11 @@ class Family:
         named = [process for process, (name, _) in titles.items() if name == title]
         return next(iter(named or [process for process, (_, words) in titles.items() if title in words]), None)
 
+    def wait_for(self, title: str, driver: Driver) -> psutil.Process:
+        """`find`, once it is there."""
+        wait_until(lambda: self.find(title), driver)
+        return self.find(title)
+
     def kill(self, title: str) -> None:
         """kill -9, once it is there."""
         wait_until(lambda: self.find(title))
@@ -70,6 +76,11 @@ class Family:
         for process in self.all():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+
+
+def gone(processes: list[psutil.Process], seconds: float = 60.0) -> bool:
+    """Whether all of them have ended, after so long at most."""
+    return not psutil.wait_procs(processes, timeout=seconds)[1]
 
 
 def _is_zombie(process: psutil.Process) -> bool:
@@ -133,6 +144,25 @@ class HeldRay:
         self.family.end()
 
 
+def held_after_next_shard(root: Path, engine: psutil.Process, driver: Driver) -> None:
+    """Lets an engine go on until the caption stage has another shard, then holds it still."""
+    have = len(shards(root))
+    engine.resume()
+    wait_until(lambda: len(shards(root)) > have, driver)
+    engine.suspend()
+
+
+def num_incidents(root: Path, words: str) -> int:
+    """How many incidents of all runs tell of it."""
+    files = root.glob("runs/*/incidents/[!.]*.json")
+    return sum(words in json.loads(file.read_text())["text"] for file in files)
+
+
 def shards(root: Path) -> list[str]:
     """Names of the caption stage's shards that are done."""
     return sorted(file.name for file in root.glob("caption/*/tuples/[!.]*.parquet"))
+
+
+def manifest(root: Path, stage: str) -> dict:
+    (file,) = root.glob(f"{stage}/*/manifest.json")
+    return json.loads(file.read_text())

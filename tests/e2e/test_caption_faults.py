@@ -1,6 +1,11 @@
-"""Captions of a folder with pictures that no model can be shown: each fails alone, and says why."""
+"""Captions of a folder with bad pictures, disturbed in the middle of shards: SIGKILL of the raylet, the engine, the
+stage's worker and the driver, another driver on the same root. In the end the files are those of a run in peace. The
+tests go on with each other's work, in their order. The engine is held still whenever a test has something to do, so
+that no machine is too fast for it.
+"""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,13 +21,18 @@ from tests.e2e.disturbed import (
     Driver,
     HeldRay,
     ended,
+    gone,
+    held_after_next_shard,
+    manifest,
+    num_incidents,
     shards,
+    wait_until,
 )
 from tests.stages.ingest.context import make_context
 
 NUM_SCENES = 79
-SHARD_SIZE = 8
-NUM_SHARDS = 10
+SHARD_SIZE = 4
+NUM_SHARDS = 20
 BAD = {
     "corrupt.png": "corrupt: ",
     "bomb.png": "too large: 10000x6000 pixels",
@@ -96,3 +106,61 @@ def test_bad_pictures_fail_alone_and_every_row_is_there_once(undisturbed: Path):
     assert [row["sample_id"] for row in refused] == [strip]
     assert refused[0]["outcome"] == "failed" and "aspect ratio" in refused[0]["reason"]
     assert len(tuples) > 0.8 * NUM_SCENES and len(shards(undisturbed)) == NUM_SHARDS
+
+
+def test_a_dead_raylet_ends_the_driver_and_all_that_ray_ran(folder: Path, profile: Path, undisturbed: Path):
+    root = folder / "root"
+    shutil.copytree(undisturbed / "ingest", root / "ingest")
+    driver = Driver(root, profile, folder / "raylet.log", RAY_health_check_period_ms="1000")
+    with ended(driver):
+        engine = driver.family.wait_for("EngineActor", driver)
+        held_after_next_shard(root, engine, driver)
+        family = driver.family.all()
+        driver.family.kill("raylet")
+        code, output = driver.end()
+        # Two agents of Ray try for a minute to tell the dead cluster of it, then end too.
+        assert gone([process for process in family if not process.is_running() or "Agent" not in process.name()])
+    assert code == 1, output
+    assert "Ray's raylet on " in output and "Call the same command again" in output and "Traceback" not in output
+    assert 0 < len(shards(root)) < NUM_SHARDS and not list(root.glob("caption/*/manifest.json"))
+
+
+def test_every_process_may_be_killed_and_two_drivers_end_with_the_same_files(
+    folder: Path, profile: Path, undisturbed: Path, held_ray: HeldRay, store: dict[str, str]
+):
+    """The engine outlives a killed driver of a cluster, and the next driver of the run finds it."""
+    root, family = folder / "root", held_ray.family  # that of the dead raylet
+    arguments = (root, profile)
+    wait_until(lambda: not family.find("EngineActor"))  # that of the run in peace
+    first = Driver(*arguments, folder / "first.log", held_ray.address, **store)
+    with ended(first):
+        killed = family.wait_for("EngineActor", first)
+        held_after_next_shard(root, killed, first)
+        killed.kill()
+        wait_until(lambda: num_incidents(root, "engine died") == 1, first)
+        assert gone([killed])
+        engine = family.wait_for("EngineActor", first)
+        held_after_next_shard(root, engine, first)
+        family.kill("stage:caption")
+        wait_until(lambda: num_incidents(root, "Tried again after: WorkerCrashed") == 1, first)
+        held_after_next_shard(root, engine, first)
+        worker = family.find("stage:caption")
+        first.process.kill()
+        assert gone([worker])
+    assert len(shards(root)) < NUM_SHARDS and not list(root.glob("caption/*/manifest.json"))
+
+    second = Driver(*arguments, folder / "second.log", held_ray.address, **store)
+    with ended(second):
+        worker = family.wait_for("stage:caption", second)
+        held_after_next_shard(root, engine, second)
+        third = Driver(*arguments, folder / "third.log", held_ray.address, **store)
+        with ended(third):
+            wait_until(lambda: "is making it now" in third.output(), third)
+            assert len(shards(root)) < NUM_SHARDS and worker.is_running()
+            engine.resume()
+            ends = [driver.end() for driver in (second, third)]
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert "Going on with run" in ends[0][1] and "made meanwhile by run" in ends[1][1]
+    for stage in ("ingest", "caption"):
+        assert manifest(root, stage)["files"] == manifest(undisturbed, stage)["files"]
+    assert not list(root.glob("*/*/**/.tmp-*"))

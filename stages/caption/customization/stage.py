@@ -32,6 +32,7 @@ from stages.caption.customization.rules import (
     check_settings,
     not_applicable,
 )
+from stages.caption.order import ordered
 from stages.caption.stage import read_samples
 from stages.caption.words import plain_name
 
@@ -106,12 +107,13 @@ def ask_settings(inputs: Mapping[str, Artifact], config: CustomizeConfig, contex
             begin = functools.partial(_conversation, samples.read(key)["image"], example, config)
             yield Asked(key, begin, {"edit_type": EDIT_TYPE})
 
-    return Asking(
+    asking = Asking(
         key="sample_id", keys=samples.keys, rows=rows, table="tuples", unit="image", schema=CUSTOMIZATION_SCHEMA,
         prompt_hash=prompt.prompt_hash(),
         rules=((), (*field_rules(str, bool), *ObjectRule), (*field_rules(list), ReadingRule.NOT_TEXT, *SettingRule)),
         unfit=frozenset({ObjectRule.NOT_UNIQUE}),
     )  # fmt: skip
+    return ordered(asking, config, prompt)
 
 
 def _read_example(path: str) -> bytes:

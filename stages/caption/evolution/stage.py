@@ -29,6 +29,7 @@ from stages.caption.asking import (
 )
 from stages.caption.evolution import prompt
 from stages.caption.evolution.rules import PolishRule, ProcessRule, check_polish, check_process
+from stages.caption.order import ordered
 from stages.caption.rows import StoredRows
 from stages.caption.rule import Rule
 
@@ -94,11 +95,12 @@ def ask_evolutions(inputs: Mapping[str, Artifact], config: EvolveConfig, context
             yield Asked(key, functools.partial(_conversation, pair, config), known)
 
     process = (*field_rules(str), *ProcessRule)
-    return Asking(
+    asking = Asking(
         key="pair_id", keys=pairs.keys, rows=rows, table="captions", unit="pair", schema=EVOLUTION_SCHEMA,
         prompt_hash=prompt.prompt_hash(), tally="edit_type",
         rules=(PairRule, process, *([(*process, *PolishRule)] if config.polish else [])),
     )  # fmt: skip
+    return ordered(asking, config, prompt)
 
 
 def _conversation(pair: Mapping[str, Any], config: EvolveConfig) -> Conversation:

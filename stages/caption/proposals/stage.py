@@ -29,6 +29,7 @@ from stages.caption.asking import (
 )
 from stages.caption.edits import prompt as edits_prompt
 from stages.caption.offers import offer_evenly, shard_seed
+from stages.caption.order import ordered
 from stages.caption.proposals import prompt
 from stages.caption.proposals.rules import (
     CaptionRule,
@@ -125,7 +126,7 @@ def ask_proposals(inputs: Mapping[str, Artifact], config: ProposeConfig, context
 
     caption_rules = () if config.caption_key else ((CaptionRule.TOO_SHORT, CaptionRule.TOO_LONG),)
     verdict_rules = (*field_rules(str, bool), *VerdictRule)
-    return Asking(
+    asking = Asking(
         key="sample_id", keys=samples.keys, rows=rows, table="tuples", unit="image", schema=PROPOSALS_SCHEMA,
         prompt_hash=prompt.prompt_hash(),
         rules=(
@@ -136,6 +137,7 @@ def ask_proposals(inputs: Mapping[str, Artifact], config: ProposeConfig, context
         ),
         unfit=frozenset({VerdictRule.NOT_VALID}), tally="edit_type", part="edit",
     )  # fmt: skip
+    return ordered(asking, config, prompt)
 
 
 def _conversation(

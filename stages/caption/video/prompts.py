@@ -29,6 +29,7 @@ from stages.caption.asking import (
     with_outcome,
 )
 from stages.caption.offers import shard_seed
+from stages.caption.order import ordered
 from stages.caption.rows import StoredRows
 from stages.caption.video import prompt
 from stages.caption.video.rules import CleanRule, check_clean
@@ -129,11 +130,12 @@ def ask_clean_captions(inputs: Mapping[str, Artifact], config: VideoPromptsConfi
             begin = functools.partial(_conversation, captions.read(key)["caption"], style, other, config)
             yield Asked(key, begin, {"style": style})
 
-    return Asking(
+    asking = Asking(
         key="caption_id", keys=captions.keys, rows=rows, table="prompts", unit="caption", schema=PROMPTS_SCHEMA,
         prompt_hash=prompt.prompt_hash(), tally="style",
         rules=((ReadingRule.EMPTY_FIELD,), (*field_rules(str), *CleanRule)),
     )  # fmt: skip
+    return ordered(asking, config, prompt)
 
 
 def _conversation(caption: str | None, style: str, other: str, config: VideoPromptsConfig) -> Conversation:

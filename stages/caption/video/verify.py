@@ -31,6 +31,7 @@ from stages.caption.asking import (
     asking_sources,
     with_outcome,
 )
+from stages.caption.order import ordered
 from stages.caption.rows import StoredRows
 from stages.caption.rule import Rule
 from stages.caption.video import prompt
@@ -102,12 +103,13 @@ def ask_about_clips(inputs: Mapping[str, Artifact], config: VerifyClipsConfig, c
             begin = functools.partial(_conversation, clip["clip"], clip["style"], decisions.get(key), config.num_frames)
             yield Asked(key, begin, {"style": clip["style"], "decided_by": decided_by})
 
-    return Asking(
+    asking = Asking(
         key="caption_id", keys=clips.keys, rows=rows, table="verified", unit="clip", schema=VERIFIED_SCHEMA,
         prompt_hash=prompt.prompt_hash(),
         rules=((ClipRule.CLIP, ClipRule.DROPPED_BY_PERSON), (ReadingRule.NEITHER_YES_NOR_NO, ClipRule.STYLE_NOT_SEEN)),
         unfit=frozenset({ClipRule.STYLE_NOT_SEEN, ClipRule.DROPPED_BY_PERSON}), tally="style",
     )  # fmt: skip
+    return ordered(asking, config, prompt)
 
 
 def _conversation(clip: bytes | None, style: str, decision: bool | None, num_frames: int) -> Conversation:

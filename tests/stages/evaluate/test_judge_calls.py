@@ -1,4 +1,5 @@
 import collections
+import hashlib
 import json
 import math
 
@@ -6,7 +7,9 @@ import pytest
 
 from cluster.chat import ChatReply
 from cluster.vllm import Engine
-from stages.evaluate.judge_calls import EditToJudge, judge_edits
+from stages.evaluate.judge_calls import judge_edits
+from stages.evaluate.judges.judge import EditToJudge
+from stages.evaluate.judges.viescore.judge import VIEScore
 
 
 def answer(first, second):
@@ -55,7 +58,9 @@ def edits(num):
 
 
 def judged(engine, num=3, max_attempts=3):
-    return {result.key: result.columns for result in judge_edits(engine, edits(num), max_attempts=max_attempts)}
+    return {
+        result.key: result.columns for result in judge_edits(engine, VIEScore(), edits(num), max_attempts=max_attempts)
+    }
 
 
 def test_overall_is_the_geometric_mean_of_the_smaller_scores():
@@ -79,7 +84,7 @@ def test_sc_sees_both_pictures_and_the_instruction_and_pq_the_edited_one_alone()
 
 def test_every_edit_is_judged_once_and_few_are_held_at_a_time():
     engine = ScriptedEngine(good, num_in_flight=4)
-    results = [result.key for result in judge_edits(engine, edits(25), max_attempts=3)]
+    results = [result.key for result in judge_edits(engine, VIEScore(), edits(25), max_attempts=3)]
     assert sorted(results) == sorted(edit.key for edit in edits(25))
     assert len(engine.asked) == 50 and engine.most_in_flight <= 4
 
@@ -122,3 +127,35 @@ def test_an_error_of_the_request_is_final():
 def test_a_cut_off_answer_says_so():
     columns = judged(ScriptedEngine(lambda r, a: reply_with(r, '{"score": [1', "length")), 1, max_attempts=1)["byg/0"]
     assert columns["unscored"] == "judge pq: truncated; judge sc: truncated"
+
+
+def test_viescore_is_asked_and_read_as_ever():
+    """Digests of requests and columns as they were before there were other judges: a run's scores stay its scores."""
+
+    def script(request, attempt):
+        call, _, key = request.key.partition(":")
+        number = int(key.split("/")[1])
+        if number == 1 and attempt < 2:
+            return reply_with(request, "ten")
+        if number == 2 and call == "pq":
+            return reply_with(request, '{"score": [1', "length")
+        if number == 3 and call == "sc":
+            return ChatReply(request.key, error="image: corrupt")
+        return reply_with(request, answer(number % 11, (3 * number + len(call)) % 11))
+
+    engine = ScriptedEngine(script)
+    given = [EditToJudge(f"byg/{i}", b"source%d" % i, b"edited%d" % i, f"make {{it}} {i}") for i in range(6)]
+    columns = {result.key: result.columns for result in judge_edits(engine, VIEScore(), given, max_attempts=3)}
+    shown = [
+        [[part.get("text") or part["image"].decode() for part in m["content"]] for m in r.messages]
+        for r in engine.asked
+    ]
+    asked = [
+        [r.key, content, r.schema, r.max_tokens, r.temperature, r.seed, r.logprobs]
+        for r, content in zip(engine.asked, shown, strict=True)
+    ]
+    digests = [hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest() for value in (asked, columns)]
+    assert digests == [
+        "03876674e390a06c1509aafe889e62483cc8a442b7564f85db1768aff8726013",
+        "5fa1c64945168a350ad9e7c09e929795c820f41a1e334d8714511a52f40f4b9c",
+    ]

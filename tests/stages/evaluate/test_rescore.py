@@ -309,6 +309,21 @@ def test_a_judges_score_that_its_reply_does_not_say_is_told(tmp_path, capsys):
     assert errors == ["evaluate_video/scores.parquet: ours 3 judge_success: has 10.0, the judge's raw reply says 1.0."]
 
 
+def test_tifa_and_the_geometric_score_follow_from_the_replies(tmp_path, capsys):
+    told = json.dumps([["A cat?", "Yes", "Yes."], ["A dog?", "No", "yes"]])
+    rows = [r | {"tifa_answers": told, "tifa": 0.5, "dinov2_masked": 0.5, "geometric_score": 0.5} for r in SCORES]
+    code, figures, _, errors = run(capsys, "--run", write_run(tmp_path / "right", rows))
+    assert code == 0 and not errors
+    assert has(figures["evaluate_video", "ours", "geometric_score_micro_mean"], 0.5, 4, 4)
+    rows[0] |= {"tifa": 1.0}
+    rows[1] |= {"dinov2_masked": 0.125}
+    code, _, _, errors = run(capsys, "--run", write_run(tmp_path / "wrong", rows))
+    assert code == 1 and errors == [
+        "evaluate_video/scores.parquet: ours 0 tifa: has 1.0, the model's raw replies give 0.5.",
+        "evaluate_video/scores.parquet: ours 1 geometric_score: has 0.5, the model's raw replies give 0.25.",
+    ]
+
+
 def test_unscored_doubled_and_missing_rows_of_a_run(tmp_path, capsys):
     rows = [*SCORES[:3], row("ours", "3", unscored="image: broken"), SCORES[4], SCORES[4], *SCORES[5:7]]
     code, figures, _, errors = run(capsys, "--run", write_run(tmp_path, rows, table=SCORES))

@@ -19,12 +19,12 @@ PROMPT_VERSION = "v1"
 MAX_TOKENS = 512
 MAX_SCORE = 10
 
-_FOLDER = pathlib.Path(__file__).parent / PROMPT_VERSION
+FOLDER = pathlib.Path(__file__).parent / PROMPT_VERSION
 
 
 @functools.cache
 def _text(name: str) -> str:
-    return (_FOLDER / name).read_text(encoding="utf-8").strip()
+    return (FOLDER / name).read_text(encoding="utf-8").strip()
 
 
 def prompt_hash() -> str:

@@ -1,0 +1,1 @@
+"""Metrics by models that look: CLIP directional, CLIPScore, DINO and DINOv2, masked DINOv2, TIFA."""
