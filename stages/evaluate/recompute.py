@@ -22,7 +22,7 @@ from stages.evaluate.judges.tasks import get_judge
 from stages.evaluate.judges.viescore.prompt import Scores, overall, parse
 from stages.evaluate.perception.scores import geometric_score
 from stages.evaluate.perception.tifa import tifa_of_replies
-from stages.evaluate.stage import EvaluateConfig
+from stages.evaluate.settings import EvaluateConfig
 from stages.evaluate.summary import ALL, MACRO, SCORES_SCHEMA, compare, judge_agreement, results, summarise
 
 SCORES = "scores.parquet"

@@ -4,179 +4,35 @@ scores.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import posixpath
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from PIL import Image
-from pydantic import Field, field_validator, model_validator
 
 from cluster.artifacts import Artifact
-from cluster.config import StageConfig, runtime
 from cluster.dag import Context
 from cluster.folder import Folder
 from cluster.shards import run_shards
-from cluster.vllm import EngineSettings, get_engine
+from cluster.vllm import get_engine
 from stages.evaluate.judge_replies import NOISE, REPLIES, judge_noise
 from stages.evaluate.judges.tasks import get_judge
 from stages.evaluate.judging import judge_files
-from stages.evaluate.metrics import (
-    clip_metrics,
-    clip_oracle,
-    is_scene_edit,
-    num_clip_frames,
-    pixel_metrics,
-    scene_oracle,
-)
-from stages.evaluate.motion.config import MotionConfig
-from stages.evaluate.motion.frame_scores import temporal_flickering
-from stages.evaluate.motion.measure import ClipPair, MotionMeasure
+from stages.evaluate.measures import MeasureShard
+from stages.evaluate.motion.measure import MotionMeasure
 from stages.evaluate.perception.scores import geometric_score
 from stages.evaluate.perception.settings import PerceptionSettings
-from stages.evaluate.summary import SCORES_SCHEMA, VIDEO_METRICS, compare, judge_agreement, results, summarise
+from stages.evaluate.settings import EvaluateConfig, EvaluateVideoConfig
+from stages.evaluate.summary import SCORES_SCHEMA, compare, judge_agreement, part_schema, results, summarise
 from stages.evaluate.tables import (
     Benchmark,
     EditsFile,
     check_edits,
     find_benchmark,
     find_edits,
-    pairs,
-    read_image,
     read_items,
 )
-from stages.train.backbones.clip_files import clip_seconds, read_clip
 
-
-class EvaluateConfig(StageConfig):
-    """What scores the edits, and how sure the figures are."""
-
-    prefix: ClassVar[str] = ""
-    """Of the methods' names in a run's figures, which other stages' stand beside."""
-
-    metrics: tuple[Literal["scene_oracle", "pixels"], ...] = Field(
-        ("scene_oracle", "pixels"),
-        description="scene_oracle scores the items whose metadata describes an edit of the scene world.",
-    )
-    judge: EngineSettings | None = Field(None, description="The vision-language model that judges, or none.")
-    judge_task: Literal["viescore", "viescore_subject", "imgedit", "yes_no"] = Field(
-        "viescore", description="What it is asked, see docs/evaluation.md."
-    )
-    judge_prompts: str | None = Field(
-        None, description="A checkout of the benchmark's repository, whose official words are used instead of our own."
-    )
-    judge_attempts: int = Field(3, ge=1, description="Calls until an unreadable answer stays unscored.")
-    judge_passes: int = Field(1, ge=1, description="Times that every edit is judged; more than one show the noise.")
-    perception: PerceptionSettings | None = Field(None, description="The models of further metrics, or none.")
-    confidence: float = Field(0.95, gt=0.5, lt=1)
-    num_resamples: int = Field(2000, ge=100, description="Of the bootstrap and the permutation test.")
-    seed: int = 0
-    num_workers: int = runtime(2, ge=1)
-
-    @model_validator(mode="after")
-    def _fits_the_task(self) -> EvaluateConfig:
-        if self.judge_task == "yes_no" and self.judge_passes > 1:
-            raise ValueError("judge_passes: yes_no reads probabilities, which are the same in every pass; leave it 1")
-        if self.judge_task == "yes_no" and self.judge_prompts:
-            raise ValueError("judge_prompts: yes_no has no official words; leave it out")
-        return self
-
-
-class EvaluateVideoConfig(EvaluateConfig):
-    """The same for clips, all frames of which the metrics see; no judge looks at them."""
-
-    prefix: ClassVar[str] = "video/"
-
-    judge: None = Field(None, description="None looks at clips.")
-    motion: MotionConfig | None = Field(None, description="Video metrics that need models, or none of them.")
-
-    @field_validator("perception")
-    @classmethod
-    def _asks_about_no_clips(cls, value: PerceptionSettings | None) -> PerceptionSettings | None:
-        if value is not None and value.tifa is not None:
-            raise ValueError("tifa asks about pictures, not about clips: leave it out")
-        return value
-
-
-class EvaluateCustomizationConfig(EvaluateConfig):
-    """The same for objects in other settings, which a judge is asked about in other words."""
-
-    prefix: ClassVar[str] = "customization/"
-
-    judge_task: Literal["viescore_subject", "yes_no"] = Field(
-        "viescore_subject", description="What the judge is asked, see docs/evaluation.md."
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class MeasureShard:
-    """Pixel metrics and oracle for the edits of one file."""
-
-    benchmark: Benchmark
-    files: Mapping[str, EditsFile]
-    metrics: Sequence[str]
-    out: Folder
-    motion: MotionMeasure | None = None
-
-    def __call__(self, shard: str) -> None:
-        rows = []
-        for item, edit in pairs(self.benchmark, self.files[shard]):
-            rows.append({"item_id": item["item_id"], "method": edit["method"]} | self._measure(item, edit))
-        self.out.write_table(shard, pa.Table.from_pylist(rows, _part_schema(MEASURED_COLUMNS)))
-
-    def _measure(self, item: Mapping[str, Any], edit: Mapping[str, Any]) -> dict[str, Any]:
-        row: dict[str, Any] = {
-            "seconds": edit["seconds"],
-            "source_sha256": hashlib.sha256(item["image"]).hexdigest(),
-            "image_sha256": hashlib.sha256(edit["image"] or b"").hexdigest(),
-        }
-        if edit.get("reason"):
-            return row | {"unscored": f"image: {edit['reason']}"}
-        try:
-            source = read_image(item["image"])
-            image = read_image(edit["image"] or b"")
-            if item.get("clip"):
-                return row | {"width": image.width, "height": image.height} | self._measure_clip(item, edit)
-        except (OSError, ValueError, SyntaxError) as error:
-            return row | {"unscored": f"image: {' '.join(str(error).split())[:200]}"}
-        row |= {"width": image.width, "height": image.height}
-        # as GEdit-Bench does, the edit is brought to its source's size before it is compared
-        edited = np.asarray(image if image.size == source.size else image.resize(source.size, Image.Resampling.LANCZOS))
-        original = np.asarray(source)
-        if "pixels" in self.metrics:
-            row |= pixel_metrics(edited, original)
-        if "scene_oracle" in self.metrics and is_scene_edit(item["metadata"]):
-            row |= scene_oracle(edited, original, item["metadata"])
-        return row
-
-    def _measure_clip(self, item: Mapping[str, Any], edit: Mapping[str, Any]) -> dict[str, Any]:
-        """Of an edited clip. Raises as `read_clip` does, and ValueError where the edit has another size."""
-        given, known = (item["clip"], edit.get("clip")), num_clip_frames(item["metadata"])
-        num_frames = known or max(len(read_clip(data)) for data in given)
-        source, edited = ([np.asarray(frame) for frame in read_clip(data, num_frames)] for data in given)
-        row: dict[str, Any] = {}
-        if "pixels" in self.metrics:
-            row |= clip_metrics(edited, source)
-        if "scene_oracle" in self.metrics and known:
-            row |= clip_oracle(edited, item["metadata"])
-        row["temporal_flickering"] = temporal_flickering(edited)
-        row["temporal_flickering_source"] = temporal_flickering(source)
-        reasons = ["temporal_flickering: the clip has a single frame"] if num_frames == 1 else []
-        if self.motion is not None:
-            pair = ClipPair(item["item_id"], edit["method"], source, edited, clip_seconds(edit["clip"]))
-            scores, undefined = self.motion(pair)
-            row, reasons = row | scores, reasons + undefined
-        return row | {"unscored": "; ".join(reasons) or None}
-
-
-MEASURED_COLUMNS = (
-    "item_id", "method", "edit_success", "preservation", "whole_scene_right", "psnr_unedited", "l1", "psnr",
-    "ssim", "frames_right", "flicker_added", *VIDEO_METRICS, "seconds", "source_sha256", "image_sha256", "width",
-    "height", "unscored",
-)  # fmt: skip
 PERCEIVED_COLUMNS = (
     "item_id", "method", "clip_directional", "clip_score", "dino", "dinov2", "dinov2_masked", "unscored"
 )  # fmt: skip
@@ -254,15 +110,11 @@ def _perceive(
 
     if settings.sees:
         shards = {f"perception/{name}": file for name, file in files.items()}
-        work = PerceiveShard(benchmark, shards, settings, _part_schema(PERCEIVED_COLUMNS), context.out)
+        work = PerceiveShard(benchmark, shards, settings, part_schema(PERCEIVED_COLUMNS), context.out)
         run_shards(list(shards), work, context=context, num_workers=settings.num_workers, num_gpus=settings.num_gpus)
     if settings.tifa is not None:
         shards = {f"tifa/{name}": file for name, file in files.items()}
-        ask_tifa(shards, benchmark, settings.tifa, _part_schema(TIFA_COLUMNS), context)
-
-
-def _part_schema(names: Sequence[str]) -> pa.Schema:
-    return pa.schema([SCORES_SCHEMA.field(name) for name in names])
+        ask_tifa(shards, benchmark, settings.tifa, part_schema(TIFA_COLUMNS), context)
 
 
 def _join(out: Folder, items: Mapping[str, Mapping[str, Any]], methods: Sequence[str]) -> pa.Table:

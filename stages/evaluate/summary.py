@@ -91,6 +91,13 @@ SCORES_SCHEMA = pa.schema(
         ("unscored", pa.string()),
     ]
 )
+
+
+def part_schema(names: Sequence[str]) -> pa.Schema:
+    """That of a table with some of the scores' columns."""
+    return pa.schema([SCORES_SCHEMA.field(name) for name in names])
+
+
 SUMMARY_SCHEMA = pa.schema(
     [
         ("method", pa.string()),

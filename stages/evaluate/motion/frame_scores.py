@@ -37,47 +37,6 @@ def aesthetic_score(embeds: np.ndarray, weight: np.ndarray, bias: np.ndarray | f
     return float((embeds @ weight + np.asarray(bias, dtype=np.float64).reshape(())).mean() / 10)
 
 
-def frame_similarity(source_embeds: np.ndarray, edited_embeds: np.ndarray) -> float:
-    """The cosine of each frame's embedding with that of the source's frame, meaned over frames: DINO similarity.
-
-    Both are `[T, D]`, class tokens as the model gives them.
-
-    Raises:
-        ValueError: unequal shapes, or an embedding that is zero.
-    """
-    source, edited = _pair(source_embeds, edited_embeds)
-    return float((source * edited).sum(axis=1).mean())
-
-
-def clip_directional(
-    source_embeds: np.ndarray, edited_embeds: np.ndarray, source_text: np.ndarray, target_text: np.ndarray
-) -> float | None:
-    """cos(I1 - I0, T1 - T0) of each frame, meaned over frames; every embedding is normalised before the subtraction.
-
-    Frames are `[T, D]`, the captions' embeddings `[D]`. None where there is no direction: both captions have the same
-    embedding, or a frame has the same as its source.
-
-    Raises:
-        ValueError: unequal shapes, or an embedding that is zero.
-    """
-    source, edited = _pair(source_embeds, edited_embeds)
-    before, after = _pair(np.atleast_2d(source_text), np.atleast_2d(target_text))
-    if before.shape != (1, source.shape[1]):
-        raise ValueError(f"captions of {list(before.shape)} for frames of {list(source.shape)}")
-    of_frames, of_texts = edited - source, after - before
-    lengths = np.linalg.norm(of_frames, axis=1) * np.linalg.norm(of_texts)
-    if not lengths.all():
-        return None
-    return float(((of_frames @ of_texts[0]) / lengths).mean())
-
-
-def _pair(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    first, second = _normalised(first), _normalised(second)
-    if first.shape != second.shape:
-        raise ValueError(f"embeddings of unequal shapes: {list(first.shape)} and {list(second.shape)}")
-    return first, second
-
-
 def _normalised(embeds: np.ndarray) -> np.ndarray:
     embeds = np.asarray(embeds, dtype=np.float64)
     if embeds.ndim != 2 or not len(embeds):

@@ -14,7 +14,8 @@ from cluster.folder import Folder
 from stages.edit.benchmark import given_benchmark, scaled
 from stages.edit.settings import EditConfig, EditCustomizationConfig, edit_sources
 from stages.edit.stage import edit_images
-from stages.evaluate.stage import EvaluateConfig, evaluate_edits
+from stages.evaluate.settings import EvaluateConfig
+from stages.evaluate.stage import evaluate_edits
 from stages.ingest.benchmarks.listing import BENCHMARK_SCHEMA
 from stages.report.data import gather
 from stages.report.results import lead

@@ -16,7 +16,8 @@ from stages.edit.pipelines import PipelineSettings, load_pipeline
 from stages.edit.settings import EditConfig, edit_sources
 from stages.edit.shard import EditShard, Task
 from stages.edit.stage import edit_images
-from stages.evaluate.stage import EvaluateConfig, evaluate_edits
+from stages.evaluate.settings import EvaluateConfig
+from stages.evaluate.stage import evaluate_edits
 from stages.report.stage import ReportConfig, write_report
 from stages.starter import world
 from stages.starter.stages import BenchmarkConfig, make_benchmark, sample_edits

@@ -7,7 +7,8 @@ from PIL import Image
 
 from stages.edit.shard import EDITS_SCHEMA
 from stages.evaluate.metrics import clip_metrics, flicker, pixel_metrics
-from stages.evaluate.stage import EvaluateVideoConfig, evaluate_edits
+from stages.evaluate.settings import EvaluateVideoConfig
+from stages.evaluate.stage import evaluate_edits
 from stages.report.data import gather
 from stages.report.page import render_page
 from stages.starter import clip_edits, clips

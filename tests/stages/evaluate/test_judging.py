@@ -16,7 +16,8 @@ from cluster.vllm import EngineSettings
 from stages.evaluate import export, rescore
 from stages.evaluate.judge_replies import REPLIES_SCHEMA
 from stages.evaluate.judging import engine_name
-from stages.evaluate.stage import EvaluateConfig, EvaluateCustomizationConfig, evaluate_edits, evaluate_sources
+from stages.evaluate.settings import EvaluateConfig, EvaluateCustomizationConfig
+from stages.evaluate.stage import evaluate_edits, evaluate_sources
 from tests.stages.evaluate.test_judge_calls import ScriptedEngine, answer, good, reply_with
 from tests.stages.evaluate.test_judge_replies import lines
 from tests.stages.evaluate.test_stage import artifact, png

@@ -10,7 +10,8 @@ from cluster.artifacts import Artifact, commit
 from cluster.errors import UserError
 from cluster.folder import Folder
 from cluster.vllm import EngineSettings
-from stages.evaluate.stage import EvaluateConfig, evaluate_edits, evaluate_sources
+from stages.evaluate.settings import EvaluateConfig
+from stages.evaluate.stage import evaluate_edits, evaluate_sources
 from stages.evaluate.summary import SCORES_SCHEMA
 from stages.starter.world import render, sample_edit, sample_scene
 from tests.stages.evaluate.test_judge_calls import ScriptedEngine, good

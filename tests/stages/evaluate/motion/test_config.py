@@ -3,7 +3,8 @@ import pytest
 from cluster.config import build_configs
 from cluster.errors import RequestError
 from stages.evaluate.motion.config import MotionConfig
-from stages.evaluate.stage import EvaluateConfig, EvaluateVideoConfig, evaluate_sources
+from stages.evaluate.settings import EvaluateConfig, EvaluateVideoConfig
+from stages.evaluate.stage import evaluate_sources
 
 RAFT = {"weights": "raft.safetensors"}
 HEAD = {"clip": "models/clip", "head": "head.safetensors"}

@@ -8,7 +8,8 @@ from safetensors.numpy import save_file
 
 from stages.edit.shard import EDITS_SCHEMA
 from stages.evaluate.motion.config import AestheticConfig, MotionConfig
-from stages.evaluate.stage import EvaluateVideoConfig, evaluate_edits
+from stages.evaluate.settings import EvaluateVideoConfig
+from stages.evaluate.stage import evaluate_edits
 from stages.evaluate.summary import CLIP_METRICS, PIXEL_METRICS, VIDEO_METRICS, YES_NO_METRICS
 from stages.starter import clips
 from stages.starter.stages import VideoBenchmarkConfig, make_video_benchmark, sample_clip_edits

@@ -10,7 +10,8 @@ import stages.evaluate.perception.tifa_shards
 from cluster.chat import ChatReply
 from stages.evaluate.perception.measures import EditToSee, Perception
 from stages.evaluate.perception.shard import noun_of
-from stages.evaluate.stage import EvaluateConfig, EvaluateVideoConfig, evaluate_edits, evaluate_sources
+from stages.evaluate.settings import EvaluateConfig, EvaluateVideoConfig
+from stages.evaluate.stage import evaluate_edits, evaluate_sources
 from stages.evaluate.summary import PERCEPTION_METRICS
 from stages.train.backbones.clip_files import read_clip, write_clip
 from tests.stages.evaluate.test_judge_calls import ScriptedEngine
