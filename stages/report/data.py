@@ -11,22 +11,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster import record
 from cluster.artifacts import Artifact, read_artifact
 from cluster.folder import Folder
 
-ALL = "all"
+ALL, MACRO = "all", "macro"
 MAX_REASONS = 12
+REPLIES = "judge_replies.parquet"
 MAX_REASON_LENGTH = 120
 
 
 @dataclasses.dataclass(frozen=True)
 class StageNode:
-    """A stage as the graph shows it; `seconds` is what its artifact took to make, also where it came from
-    the cache.
-    """
+    """A stage as the graph shows it; `seconds` is what its artifact took to make, also if it was kept."""
 
     name: str
     status: str
@@ -46,9 +46,7 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What didn't work: how many rows of a stage's table ended with a reason, or one incident (count
-    None).
-    """
+    """What didn't work: how many rows of a stage's table ended with a reason, or one incident (count None)."""
 
     stage: str
     outcome: str
@@ -93,6 +91,7 @@ class ReportData:
     tables: dict[str, pa.Table]  # what is written as CSV
     items: str = "edits"  # what the figures are about
     benchmark: str = ""  # the title of a benchmark on disk, which says if they are of a trial subset
+    ingest: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # how that benchmark was read; of worlds: empty
     others: tuple[ReportData, ...] = ()  # the same about clips, and about objects in other settings
 
     def anchor(self, section: str) -> str:
@@ -134,6 +133,8 @@ def _figures(
     scores = tables["scores"].to_pylist() if "scores" in tables else []
     summary = tables["summary"].to_pylist() if "summary" in tables else []
     config = inputs[stage].manifest.config if stage in inputs else {}
+    kind = stage.removeprefix("evaluate").removeprefix("_")
+    benchmark = inputs.get(f"ingest_{kind}_benchmark" if kind else "ingest_benchmark")
     return {
         "methods": list(dict.fromkeys(row["method"] for row in scores)),
         "edit_types": sorted({row["edit_type"] for row in scores}),
@@ -142,16 +143,11 @@ def _figures(
         "agreement": tables["agreement"].to_pylist() if "agreement" in tables else [],
         "num_expected": len({row["item_id"] for row in scores}),
         "confidence": config.get("confidence", 0.95),
-        "gallery": _gallery(inputs, scores, num_gallery),
+        "gallery": _gallery(inputs, inputs.get(stage), scores, num_gallery),
         "tables": tables,
-        "benchmark": _benchmark_title(inputs, stage),
+        "benchmark": benchmark.folder.read_json("benchmark.json")["title"] if benchmark else "",
+        "ingest": benchmark.manifest.config if benchmark else {},
     }, scores
-
-
-def _benchmark_title(inputs: Mapping[str, Artifact], stage: str) -> str:
-    kind = stage.removeprefix("evaluate").removeprefix("_")
-    artifact = inputs.get(f"ingest_{kind}_benchmark" if kind else "ingest_benchmark")
-    return artifact.folder.read_json("benchmark.json")["title"] if artifact else ""
 
 
 def _read_figures(artifact: Artifact | None) -> dict[str, pa.Table]:
@@ -209,7 +205,7 @@ def choose_items(scores: Sequence[Mapping[str, Any]], num_items: int) -> list[st
 
 
 def _gallery(
-    inputs: Mapping[str, Artifact], scores: Sequence[Mapping[str, Any]], num_gallery: int
+    inputs: Mapping[str, Artifact], evaluated: Artifact | None, scores: Sequence[Mapping[str, Any]], num_gallery: int
 ) -> list[GalleryItem]:
     chosen = choose_items(scores, num_gallery)
     items: dict[str, dict[str, Any]] = {}
@@ -229,6 +225,9 @@ def _gallery(
     by_item: dict[str, dict[str, dict[str, Any]]] = collections.defaultdict(dict)
     for row in scores:
         by_item[row["item_id"]][row["method"]] = dict(row)
+    for row in _replies(evaluated, chosen):
+        replies = by_item[row["item_id"]].get(row["method"], {}).setdefault("replies", [])
+        replies.append((f"{row['call']}, pass {row['pass']}, attempt {row['attempt']}", row["text"] or row["error"]))
     return [
         GalleryItem(
             item_id,
@@ -240,6 +239,15 @@ def _gallery(
         for item_id in chosen
         if item_id in items
     ]
+
+
+def _replies(evaluated: Artifact | None, item_ids: Sequence[str]) -> list[dict[str, Any]]:
+    """Every call's raw reply about these items, where a judge left a table of them."""
+    if evaluated is None or not evaluated.folder.exists(REPLIES):
+        return []
+    columns = ["item_id", "method", "call", "pass", "attempt", "text", "error"]
+    table = evaluated.folder.read_table(REPLIES, columns)
+    return table.filter(pc.is_in(table["item_id"], pa.array(item_ids, pa.string()))).to_pylist()
 
 
 def _curves(folder: Folder) -> list[Curve]:

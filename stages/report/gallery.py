@@ -11,17 +11,22 @@ from PIL import Image
 from stages.report import words
 from stages.report.charts import escape
 from stages.report.data import GalleryItem, ReportData
-from stages.report.results import ordered_methods, star_method
+from stages.report.results import ordered_methods, primary_metric, star_method
+from stages.report.sample import Disagreement, details, finite
 
 NUM_EXAMPLES = 3
 MAX_FRAMES = 24  # of a clip
 MAX_SIDE = 384  # larger pictures are reduced for the page
 MAX_PIXELS = 50_000_000
 PIXEL_ART_SIDE = 128  # pictures up to this size are enlarged without smoothing
+MAX_PICTURES_LENGTH = 32_000_000  # characters of all pictures of a gallery
+QUALITY = 85  # of larger pictures, which are shown as WebP
 
 
 def picture(data: bytes | None, alt: str) -> str:
-    """An image element with its PNG inline, or a clip's animated WebP, or a box that says that there is none."""
+    """An image element with its PNG (large ones: WebP) or a clip's animated WebP inline, or a box that says that there
+    is none.
+    """
     try:
         with Image.open(io.BytesIO(data or b""), formats=("PNG", "JPEG", "WEBP")) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -31,13 +36,17 @@ def picture(data: bytes | None, alt: str) -> str:
             image = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return '<div class="missing">no image</div>'
-    css_class = ' class="pixels"' if max(image.size) <= PIXEL_ART_SIDE else ""
+    is_pixel_art = max(image.size) <= PIXEL_ART_SIDE
+    css_class = ' class="pixels"' if is_pixel_art else ""
     image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
+    buffer, kind = io.BytesIO(), "png" if is_pixel_art else "webp"
+    if is_pixel_art:
+        image.save(buffer, format="PNG", optimize=True)
+    else:
+        image.save(buffer, format="WEBP", quality=QUALITY)
     encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
     return (
-        f'<img{css_class} src="data:image/png;base64,{encoded}" width="{image.width}" '
+        f'<img{css_class} src="data:image/{kind};base64,{encoded}" width="{image.width}" '
         f'height="{image.height}" alt="{escape(alt)}">'
     )
 
@@ -105,14 +114,63 @@ def gallery(data: ReportData) -> str:
         filters += filter_buttons(
             "right", "result", [("", "Right or not"), ("yes", f"{label} right"), ("no", f"{label} not right")]
         )
-    items = "".join(_item(item, methods, star) for item in data.gallery)
+    apart = Disagreement(data.tables["scores"].to_pylist() if "scores" in data.tables else [])
+    metric, room, items = primary_metric(data), _Room(), ""
+    measured = {m for _, _, m in data.summary}
+    metric = next((m for m in words.JUDGED if m in measured), metric)
+    for item in data.gallery:
+        items += _item(item, methods, star, metric, apart, room)
     name = data.anchor("gallery")
     return (
         f'<section id="{name}" class="gallery"><h2>See for yourself</h2>'
         '<p class="lead">The same items for every method, '
-        "taken evenly from the kinds of edit in the order of their ids, whatever came out.</p>"
-        f'<div class="filters">{filters}</div><p class="count" aria-live="polite"></p>{items}</section>'
+        "taken evenly from the kinds of edit in the order of their ids, whatever came out. Choose a picture to see it "
+        "larger, with all of its scores and the judge’s own words.</p>"
+        f'<div class="filters">{filters}{_fields(methods, metric, apart)}</div>'
+        f'<p class="count" aria-live="polite"></p><div class="items">{items}</div>'
+        '<dialog aria-label="One edit"><form method="dialog"><button type="submit">Close</button></form>'
+        '<h3></h3><div class="large"></div><div class="about"></div></dialog></section>'
     )
+
+
+def _fields(methods: list[str], metric: str | None, apart: Disagreement) -> str:
+    """What chooses among single edits: method, range of the score, whether judge and oracle contradict each other."""
+    options = "".join(f'<option value="{escape(m)}">{escape(words.method(m).label)}</option>' for m in methods)
+    fields = f'<label>Method <select data-field="method"><option value="">all</option>{options}</select></label>'
+    if metric is not None:
+        kind = words.METRICS[metric]
+        scale, step = (100, 1) if kind.is_share else (kind.maximum, "any")
+        label = kind.label + (", %" if kind.is_share else "")
+        fields += (
+            f'<span class="range" role="group" aria-label="{escape(label)}">{escape(label)} '
+            + "–".join(
+                f'<input type="number" data-field="{end}" aria-label="{text}" min="0" max="{scale:g}" step="{step}" '
+                f'placeholder="{value:g}">'
+                for end, text, value in (("low", "at least", 0), ("high", "at most", scale))
+            )
+            + "</span>"
+        )
+    against = "oracle" if apart.has_oracle else words.METRICS[apart.metric].label if apart.metric else ""
+    if metric in words.JUDGED and against:
+        fields += (
+            f'<label><input type="checkbox" data-field="apart"> Judge and {escape(against)} disagree</label>'
+            '<label>Order <select data-field="order"><option value="">by id</option><option value="gap">by '
+            "disagreement</option></select></label>"
+        )
+    return f'<div class="fields-of-edits">{fields}</div>'
+
+
+class _Room:
+    """What is left of a gallery's length for pictures; they are taken in their order until the page is full."""
+
+    def __init__(self) -> None:
+        self.left = MAX_PICTURES_LENGTH
+
+    def __call__(self, element: str) -> str:
+        if len(element) > self.left:
+            return '<div class="missing">left out: the page is full</div>'
+        self.left -= len(element)
+        return element
 
 
 def filter_buttons(name: str, label: str, options: list[tuple[str, str]]) -> str:
@@ -125,9 +183,12 @@ def filter_buttons(name: str, label: str, options: list[tuple[str, str]]) -> str
     return f'<div role="group" aria-label="{label}">{buttons}</div>'
 
 
-def _item(item: GalleryItem, methods: list[str], star: str | None) -> str:
-    source = f"<figure>{picture(item.source, 'source')}<figcaption><b>Source</b></figcaption></figure>"
-    figures = "".join(_edit(item, method, method == star) for method in methods)
+def _item(
+    item: GalleryItem, methods: list[str], star: str | None, metric: str | None, apart: Disagreement, room: _Room
+) -> str:
+    shown = room(picture(item.source, "source"))
+    source = f'<figure class="source">{shown}<figcaption><b>Source</b></figcaption></figure>'
+    figures = "".join(_edit(item, method, method == star, metric, apart, room) for method in methods)
     right = _is_right(item.edits[star][1]) if star in item.edits else None
     state = {True: "yes", False: "no", None: ""}[right]
     return (
@@ -137,13 +198,18 @@ def _item(item: GalleryItem, methods: list[str], star: str | None) -> str:
     )
 
 
-def _edit(item: GalleryItem, method: str, is_star: bool) -> str:
+def _edit(item: GalleryItem, method: str, is_star: bool, metric: str | None, apart: Disagreement, room: _Room) -> str:
     image, scores = item.edits.get(method, (None, {}))
     label = words.method(method).label
-    css_class = ' class="ours"' if is_star else ""
+    score, gap = scores.get(metric or ""), apart(scores)
+    if score is not None and metric and words.METRICS[metric].is_share:
+        score *= 100
+    shown = room(picture(image, f"{label}: {item.instruction}"))
     return (
-        f"<figure{css_class}>{picture(image, f'{label}: {item.instruction}')}<figcaption>"
-        f"<b>{escape(label)}</b>{_verdict(scores)}</figcaption></figure>"
+        f'<figure class="edit{" ours" if is_star else ""}" data-method="{escape(method)}" data-score="{finite(score)}" '
+        f'data-gap="{finite(gap[0] if gap else None)}" data-apart="{"yes" if gap and gap[1] else ""}">'
+        f'<button type="button" class="open" aria-haspopup="dialog">{shown}</button><figcaption>'
+        f"<b>{escape(label)}</b>{_verdict(scores)}</figcaption><template>{details(scores)}</template></figure>"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stages.report import charts, gallery, results
+from stages.report import charts, gallery, kinds, results
 from stages.report.charts import escape
 from stages.report.data import Curve, ReportData
 from stages.report.frame import framed
@@ -18,11 +18,11 @@ def render_page(data: ReportData, title: str) -> str:
         hero(main, title),
         pipeline(data),
         results.comparison(main),
-        results.by_edit_type(main),
+        kinds.by_edit_type(main),
         gallery.gallery(main),
         *(other(section) for section in data.others if section is not main),
         training(data),
-        results.judge(data),
+        kinds.judge(main),
         problems(data),
         footer(data),
     ]
@@ -47,7 +47,7 @@ def other(data: ReportData) -> str:
     return (
         f'<section id="{data.items}"><h2>{TITLES[data.items]}</h2><p class="lead">{results.headline(data)} '
         f"{results.lead(data)}</p></section>"
-        f"{results.comparison(data)}{gallery.gallery(data)}"
+        f"{results.comparison(data)}{gallery.gallery(data)}{kinds.judge(data)}"
     )
 
 

@@ -1,6 +1,4 @@
-"""The figures in words, dots and tables: the headline, methods side by side, kinds of edit, judge against
-oracle.
-"""
+"""The figures in words, dots and tables: the headline, and methods side by side."""
 
 from __future__ import annotations
 
@@ -8,15 +6,16 @@ from typing import Any
 
 from stages.report import words
 from stages.report.charts import escape, interval_mark
-from stages.report.data import ALL, ReportData
+from stages.report.data import ALL, MACRO, ReportData
+from stages.report.leaderboard import leaderboards
 
-PANEL_METRICS = ("whole_scene_right", "edit_success", "preservation", "judge_overall")
+PANEL_METRICS = (*words.PRIMARY[:1], "edit_success", "preservation", *words.JUDGED)
 
 
 def primary_metric(data: ReportData) -> str | None:
-    """What methods are ranked by: the oracle's whole scene right, else the judge's overall."""
+    """What methods are ranked by: the oracle's whole scene right, else what the judge says in all."""
     measured = {metric for _, edit_type, metric in data.summary if edit_type == ALL}
-    return next((metric for metric in ("whole_scene_right", "judge_overall") if metric in measured), None)
+    return next((metric for metric in words.PRIMARY if metric in measured), None)
 
 
 def _mean(data: ReportData, method: str, metric: str | None) -> float | None:
@@ -60,7 +59,9 @@ def headline(data: ReportData) -> str:
     who = "An editor that never saw an edited example" if words.method(star).role == "ours" else label
     if metric == "whole_scene_right":
         return f"{who} gets {number} of unseen {data.items} exactly right."
-    return f"{who} scores {number} of 10 with the judge."
+    if words.METRICS[metric].is_share:
+        return f"{who} is right with a probability of {number}, says the judge."
+    return f"{who} scores {number} of {words.METRICS[metric].maximum:.0f} with the judge."
 
 
 def lead(data: ReportData) -> str:
@@ -128,7 +129,7 @@ def _difference(data: ReportData, first: str, second: str, metric: str) -> dict[
 
 
 def comparison(data: ReportData) -> str:
-    """Dots with intervals for the main metrics, and the whole table below."""
+    """Dots with intervals for the main metrics, the whole table below, and published figures where there are any."""
     metrics = [m for m in PANEL_METRICS if any(_mean(data, name, m) is not None for name in data.methods)]
     if not metrics:
         return ""
@@ -140,7 +141,46 @@ def comparison(data: ReportData) -> str:
         f'<section id="{name}"><h2>Against the alternatives</h2>'
         f'<p class="lead">The dot is the mean over the same held-out {data.items}, the bar its '
         f"{data.confidence:.0%} confidence interval.</p>"
-        f"<div {layout}>{panels}</div>{_table(data, methods)}{_comparisons(data)}</section>"
+        f"<div {layout}>{panels}</div>{_legend(data)}{_table(data, methods)}{_comparisons(data)}</section>"
+        f"{leaderboards(data, methods, star_method(data))}"
+    )
+
+
+MARKS = {  # what a method is, held against the headline's: the mark, and its words
+    "above": ("▲", "better than {}"),
+    "below": ("▼", "worse than {}"),
+    "same": ("≈", "can’t be told apart from {}"),
+}
+
+
+def standing(data: ReportData, name: str, metric: str) -> str:
+    """`above`, `below` or `same`: how a method stands to the headline's, p corrected after Holm; "" where untested."""
+    star = star_method(data)
+    row = None if star in (None, name) else _difference(data, name, star, metric)
+    if row is None or row.get("p_holm") is None:
+        return ""
+    if row["p_holm"] >= 1 - data.confidence:
+        return "same"
+    return "above" if (row["difference"] > 0) == words.METRICS[metric].higher_is_better else "below"
+
+
+def _mark(data: ReportData, name: str, metric: str) -> str:
+    if not (kind := standing(data, name, metric)):
+        return '<i class="sign" aria-hidden="true"></i>'
+    sign, text = MARKS[kind]
+    text = text.format(words.method(star_method(data) or "").label)
+    return f'<i class="sign {kind}" role="img" aria-label="{escape(text)}" title="{escape(text)}">{sign}</i>'
+
+
+def _legend(data: ReportData) -> str:
+    star, metric = star_method(data), primary_metric(data)
+    if not metric or not any(standing(data, name, metric) for name in data.methods):
+        return ""
+    label = escape(words.method(star or "").label)
+    marks = ", ".join(f"{sign} {text.format(label)}" for sign, text in MARKS.values())
+    return (
+        f'<p class="note">{marks}: a permutation test that flips the signs of whole source images on the items that '
+        f"both have, p &lt; {1 - data.confidence:.2g} after Holm’s correction for all pairs in that metric.</p>"
     )
 
 
@@ -159,34 +199,40 @@ def _dots(data: ReportData, metric: str, name: str) -> str:
     who = f'<div class="who"><b>{escape(method.label)}</b><small>{escape(method.description)}</small></div>'
     if row is None:
         return f'<div class="dots {css_class}">{who}<span></span><span class="value">–</span></div>'
-    mark = interval_mark(row["mean"], row["low"], row["high"], kind.maximum, css_class)
+    mark = interval_mark(row["mean"], row["low"], row["high"], kind.maximum or 1.0, css_class)
     spread = words.interval(metric, row["low"], row["high"])
     title = f"{method.label}: {words.value(metric, row['mean'])} ({spread})"
     return (
         f'<div class="dots {css_class}" title="{escape(title)}">{who}{mark}'
-        f'<span class="value">{words.value(metric, row["mean"])}</span></div>'
+        f'<span class="value">{words.value(metric, row["mean"])}{_mark(data, name, metric)}</span></div>'
     )
 
 
 def _table(data: ReportData, methods: list[str]) -> str:
-    metrics = [m for m in words.METRICS if any(_mean(data, name, m) is not None for name in methods)]
-    head = "".join(f'<th class="number">{escape(words.METRICS[metric].label)}</th>' for metric in metrics)
+    columns = [(m, ALL) for m in words.METRICS if any((name, ALL, m) in data.summary for name in methods)]
+    if len(data.edit_types) > 1:  # beside the judge's mean over items that over kinds of edit
+        macro = [m for m in words.JUDGED if any((name, MACRO, m) in data.summary for name in methods)]
+        for metric in macro:
+            columns.insert(columns.index((metric, ALL)) + 1, (metric, MACRO))
+    heads = [words.METRICS[m].label + (", macro" if kind == MACRO else "") for m, kind in columns]
+    head = "".join(f'<th class="number">{escape(text)}</th>' for text in heads)
     best = {}
-    for metric in metrics:
-        found = [v for name in methods if (v := _mean(data, name, metric)) is not None]
-        best[metric] = max(found) if words.METRICS[metric].higher_is_better else min(found)
+    for metric, kind in columns:
+        found = [row["mean"] for name in methods if (row := data.summary.get((name, kind, metric)))]
+        best[metric, kind] = max(found) if words.METRICS[metric].higher_is_better else min(found)
     body = ""
     for name in methods:
         cells = ""
-        for metric in metrics:
-            row = data.summary.get((name, ALL, metric))
+        for metric, kind in columns:
+            row = data.summary.get((name, kind, metric))
             if row is None:
                 cells += '<td class="number">–</td>'
                 continue
-            css_class = "number best" if row["mean"] == best[metric] else "number"
+            css_class = "number best" if row["mean"] == best[metric, kind] else "number"
             count = "" if row["num_items"] == data.num_expected else f"<small>n = {row['num_items']}</small>"
+            mark = _mark(data, name, metric) if kind == ALL else ""
             cells += (
-                f'<td class="{css_class}">{words.value(metric, row["mean"])}'
+                f'<td class="{css_class}">{words.value(metric, row["mean"])}{mark}'
                 f"<small>{words.interval(metric, row['low'], row['high'])}</small>{count}</td>"
             )
         css_class = ' class="ours"' if name == star_method(data) else ""
@@ -195,7 +241,8 @@ def _table(data: ReportData, methods: list[str]) -> str:
         f"<details><summary>All metrics with their intervals (n = {data.num_expected} unless "
         f'stated)</summary><div class="scroll"><table><thead><tr><th>Method</th>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
-        "</details>"
+        '<p class="note">Each figure is the mean over the items with a score (micro); “macro” is the unweighted '
+        "mean of the means of the kinds of edit.</p></details>"
     )
 
 
@@ -210,7 +257,8 @@ def _comparisons(data: ReportData) -> str:
         f"<tr><td>{escape(words.method(star).label)} against {escape(words.method(name).label)}</td>"
         f'<td class="number">{words.signed(scale * row["difference"], 0 if scale == 100 else 1)}{unit}</td>'
         f'<td class="number">{words.interval(metric, row["low"], row["high"])}</td>'
-        f'<td class="number">{words.p_value(row["p_value"])}</td><td class="number">{row["num_items"]}</td>'
+        f'<td class="number">{words.p_value(row["p_value"])}</td>'
+        f'<td class="number">{words.p_value(row.get("p_holm"))}</td><td class="number">{row["num_items"]}</td>'
         "</tr>"
         for name, row in found
     )
@@ -218,69 +266,7 @@ def _comparisons(data: ReportData) -> str:
         "<details><summary>Differences on the same items, in "
         f"{escape(words.METRICS[metric].label.lower())}</summary>"
         '<div class="scroll"><table><thead><tr><th>Pair</th><th class="number">Difference</th><th '
-        'class="number">Interval</th><th class="number">p</th><th class="number">n</th></tr></thead>'
+        'class="number">Interval</th><th class="number">p</th><th class="number">p, Holm</th><th '
+        'class="number">n</th></tr></thead>'
         f"<tbody>{body}</tbody></table></div></details>"
-    )
-
-
-def by_edit_type(data: ReportData) -> str:
-    """A heat map: methods by kinds of edit, in the primary metric."""
-    metric = primary_metric(data)
-    if metric is None or len(data.edit_types) < 2:
-        return ""
-    maximum = words.METRICS[metric].maximum
-    star = star_method(data)
-    totals = {
-        edit_type: max(
-            (row["num_expected"] for (_, t, m), row in data.summary.items() if (t, m) == (edit_type, metric)),
-            default=0,
-        )
-        for edit_type in data.edit_types
-    }
-    head = "".join(f'<th class="column">{escape(t)}<br>n = {totals[t]}</th>' for t in data.edit_types)
-    body = ""
-    for name in ordered_methods(data):
-        cells = ""
-        for edit_type in data.edit_types:
-            row = data.summary.get((name, edit_type, metric))
-            if row is None:
-                cells += '<td class="cell empty">–</td>'
-                continue
-            share = row["mean"] / maximum
-            spread = words.interval(metric, row["low"], row["high"])
-            cells += (
-                f'<td class="cell{" strong" if share > 0.7 else ""}" style="--v:{share:.3f}" '
-                f'title="{escape(spread)}, n = {row["num_items"]}">{words.value(metric, row["mean"])}</td>'
-            )
-        css_class = ' class="ours"' if name == star else ""
-        body += f"<tr{css_class}><td>{escape(words.method(name).label)}</td>{cells}</tr>"
-    return (
-        f'<section id="types"><h2>By kind of edit</h2><p class="lead">{escape(words.METRICS[metric].label)}, '
-        'for each kind on its own.</p><div class="scroll"><table class="heat"><thead><tr><th>'
-        f"</th>{head}</tr></thead><tbody>{body}</tbody></table></div></section>"
-    )
-
-
-def judge(data: ReportData) -> str:
-    """How often the judge says what the oracle says."""
-    rows = [row for row in data.agreement if row["method"] == ALL]
-    if not rows:
-        return ""
-    questions = {"judge_success": "Is the edit done?", "judge_over_editing": "Is the rest kept?"}
-    body = "".join(
-        f"<tr><td>{escape(questions.get(row['judge_metric'], row['judge_metric']))}</td>"
-        f'<td class="number"><b>{100 * row["agreement"]:.0f}%</b></td>'
-        f'<td class="number">{"–" if row["kappa"] is None else format(row["kappa"], ".2f")}</td>'
-        f'<td class="number">{row["both_yes"]}</td><td class="number">{row["only_first"]}</td>'
-        f'<td class="number">{row["only_second"]}</td><td class="number">{row["both_no"]}</td></tr>'
-        for row in rows
-    )
-    return (
-        '<section id="judge"><h2>Can the judge be trusted?</h2><p class="lead">The judge is a '
-        "vision-language model and can err; the oracle computes the truth. A score of "
-        f"{rows[0]['threshold']:.0f} or more counts as "
-        'yes.</p><div class="scroll"><table><thead><tr><th>Question</th><th class="number">They agree</th>'
-        '<th class="number">Kappa</th><th class="number">Both yes</th><th class="number">Judge alone yes</th>'
-        '<th class="number">Oracle alone yes</th><th class="number">Both no</th></tr></thead>'
-        f"<tbody>{body}</tbody></table></div></section>"
     )

@@ -36,7 +36,7 @@ METHODS = {
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """`maximum`: the end of its scale (None: open); shares are printed in per cent."""
+    """A column of the scores. `maximum`: the end of its scale (None: open); shares are printed in per cent."""
 
     label: str
     maximum: float | None
@@ -44,7 +44,7 @@ class Metric:
     higher_is_better: bool = True
 
 
-METRICS = {
+METRICS = {  # one line for each, in the order of the tables' columns; what a run hasn't measured has no column
     "whole_scene_right": Metric("Exactly right", 1.0, True),
     "edit_success": Metric("Edit done", 1.0, True),
     "preservation": Metric("Rest kept", 1.0, True),
@@ -54,18 +54,36 @@ METRICS = {
     "judge_over_editing": Metric("Judge: over-editing", 10.0),
     "judge_naturalness": Metric("Judge: naturalness", 10.0),
     "judge_artifacts": Metric("Judge: artifacts", 10.0),
+    "judge_prompt_following": Metric("Judge: prompt followed", 10.0),
+    "judge_identity": Metric("Judge: same object", 10.0),
+    "judge_imgedit": Metric("Judge: ImgEdit (1 to 5)", 5.0),
+    "judge_imgedit_first": Metric("Judge: ImgEdit, first of three", 5.0),
+    "judge_imgedit_second": Metric("Judge: ImgEdit, second", 5.0),
+    "judge_imgedit_third": Metric("Judge: ImgEdit, third", 5.0),
+    "judge_p_right": Metric("Judge: right, probability", 1.0, True),
+    "judge_p_done": Metric("Judge: done, probability", 1.0, True),
+    "judge_p_kept": Metric("Judge: kept, probability", 1.0, True),
     "psnr_unedited": Metric("PSNR where nothing changes, dB", None),
     "l1": Metric("L1 to the source", None, higher_is_better=False),
     "psnr": Metric("PSNR to the source, dB", None),
     "ssim": Metric("SSIM to the source", None),
     "flicker_added": Metric("Flicker beyond the source's", None, higher_is_better=False),
     "temporal_flickering": Metric("Temporal flickering, 1: none", None),
-    "temporal_flickering_source": Metric("The source's", None),
+    "temporal_flickering_source": Metric("Temporal flickering of the source", None),
     "motion_fidelity": Metric("Motion fidelity", None),
     "motion_fidelity_official": Metric("Motion fidelity, official", None),
     "dynamic_degree": Metric("Dynamic", 1.0, True),
     "aesthetic": Metric("Aesthetic", None),
+    "clip_directional": Metric("CLIP directional", None),
+    "clip_score": Metric("CLIPScore", None),
+    "dino": Metric("DINO similarity", None),
+    "dinov2": Metric("DINOv2 similarity", None),
+    "dinov2_masked": Metric("MDINOv2-I", None),
+    "tifa": Metric("TIFA", None),
+    "geometric_score": Metric("Geometric score", None),
 }
+JUDGED = ("judge_overall", "judge_imgedit", "judge_p_right")  # what a judge says in all
+PRIMARY = ("whole_scene_right", *JUDGED)  # methods are ranked by the first
 
 
 def method(name: str) -> Method:

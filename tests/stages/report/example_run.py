@@ -71,6 +71,7 @@ def make_scores(edits: dict[str, Edit], images: dict[tuple[str, str], np.ndarray
         row |= scene_oracle(image, render(edit.source), edit.to_json())
         if generator.random() < 0.01:
             row["unscored"] = "judge: no_json"
+            row["judge_sc_text"] = "I'd say </template><script>document.title = 'run'</script> & \"so on\""
         else:
             for metric, truth in (("judge_success", "edit_success"), ("judge_over_editing", "preservation")):
                 agrees = generator.random() < 0.92
@@ -78,6 +79,10 @@ def make_scores(edits: dict[str, Edit], images: dict[tuple[str, str], np.ndarray
             row["judge_naturalness"], row["judge_artifacts"] = 8.0, float(generator.integers(6, 10))
             semantic = min(row["judge_success"], row["judge_over_editing"])
             row["judge_overall"] = math.sqrt(semantic * min(row["judge_naturalness"], row["judge_artifacts"]))
+            pairs = ((row["judge_success"], row["judge_over_editing"]), (8.0, row["judge_artifacts"]))
+            row["judge_sc_text"], row["judge_pq_text"] = (
+                json.dumps({"score": pair, "reasoning": "It is as it should be."}) for pair in pairs
+            )
         rows.append(row)
     return pa.Table.from_pylist(rows, SCORES_SCHEMA)
 

@@ -6,20 +6,24 @@ import io
 import re
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from cluster.artifacts import Artifact
+from cluster.folder import Folder
 from stages.report.data import choose_items, gather
-from stages.report.gallery import MAX_FRAMES, picture
+from stages.report.gallery import MAX_FRAMES, gallery, picture
 from stages.report.page import render_page
 from stages.report.results import lead
+from stages.report.sample import MAX_REPLY, Disagreement, details
 from stages.report.stage import ReportConfig, write_report
+from tests.artifacts import committed
 from tests.stages.ingest.context import make_context
 from tests.stages.report.example_run import RUN_ID, SHARE_RIGHT, build_run
 
 HOSTILE = """make it <script>alert(1)</script> "red" '<img src=x onerror=alert(2)>' & https://evil.example/a.png"""
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "input"}
 
 
 class Page(html.parser.HTMLParser):
@@ -197,3 +201,56 @@ def test_a_clip_plays_and_rests_at_its_end():
     assert len(shown) == MAX_FRAMES and shown[0][0] == 0 and shown[-1][0] == 255
     assert [shade for shade, _ in shown] == sorted({shade for shade, _ in shown})
     assert shown[-1][1] > 10 * shown[0][1]
+
+
+def test_pictures_take_no_more_than_their_room(run, monkeypatch):
+    root, inputs = run
+    data = gather(inputs, root, RUN_ID, 6)
+    whole = gallery(data)
+    monkeypatch.setattr("stages.report.gallery.MAX_PICTURES_LENGTH", 20_000)
+    bounded = gallery(data)
+    assert "left out: the page is full" in bounded and "left out" not in whole
+    assert sum(map(len, re.findall("<img[^>]*>", bounded))) <= 20_000 < sum(map(len, re.findall("<img[^>]*>", whole)))
+
+
+def test_a_photo_takes_little_room():
+    noise = np.random.default_rng(0).normal(128, 25, (1024, 1024, 3)).clip(0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG")
+    element = picture(buffer.getvalue(), "noise")
+    assert 'width="384" height="384"' in element and len(element) < 150_000 < len(buffer.getvalue())
+
+
+def test_what_a_model_wrote_stays_text_and_is_cut():
+    page = Page(details({"judge_sc_text": HOSTILE + "</pre></template>", "unscored": "<b>", "judge_overall": 3.0}))
+    assert HOSTILE + "</pre></template>" in page.text and {tag for tag, _ in page.elements} >= {"dl", "pre"}
+    assert not {tag for tag, _ in page.elements} & {"script", "img", "b", "template"}
+    assert "(1000 more characters" in details({"judge_sc_text": "x" * (MAX_REPLY + 1000)})
+
+
+def test_replies_of_every_call_are_read_where_there_is_a_table_of_them(run, tmp_path):
+    root, inputs = run
+    folder = Folder(tmp_path / "evaluate")
+    for name in ("scores.parquet", "figures/summary.parquet"):
+        folder.write_table(name, inputs["evaluate"].folder.read_table(name))
+    rows = [("0000", "sc", 0, "cut"), ("0000", "sc", 1, "<i>7"), ("zzzz", "sc", 0, "of another")]
+    folder.write_table("judge_replies.parquet", pa.Table.from_pylist(
+        [{"item_id": i, "method": "byg", "call": c, "pass": 0, "attempt": a, "text": t, "error": None}
+         for i, c, a, t in rows]
+    ))  # fmt: skip
+    data = gather(inputs | {"evaluate": committed(folder, "evaluate")}, root, RUN_ID, 30)
+    scores = next(item for item in data.gallery if item.item_id == "0000").edits["byg"][1]
+    assert scores["replies"] == [("sc, pass 0, attempt 0", "cut"), ("sc, pass 0, attempt 1", "<i>7")]
+    assert "<h4>sc, pass 0, attempt 1</h4><pre>&lt;i&gt;7</pre>" in details(scores)
+
+
+def test_the_judge_is_held_against_the_oracle_or_a_metric():
+    by_oracle = Disagreement([{"edit_success": 1.0}])
+    row = {"judge_success": 9.0, "edit_success": 1.0, "judge_over_editing": 4.0, "preservation": 1.0}
+    assert by_oracle(row) == (pytest.approx(0.6), True)
+    assert by_oracle(row | {"judge_over_editing": 5.0}) == (pytest.approx(0.5), False)
+    assert by_oracle({"edit_success": 1.0}) is None
+    rows = [{"judge_overall": float(j), "clip_directional": c} for j, c in ((1, 0.4), (5, 0.1), (6, 0.2), (9, 0.3))]
+    by_metric = Disagreement(rows)
+    assert [by_metric(row) for row in rows] == [(0.75, True), (0.25, False), (0.25, False), (0.25, False)]
+    assert Disagreement([{"judge_overall": 1.0}])({"judge_overall": 1.0}) is None
