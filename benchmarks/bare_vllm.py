@@ -1,4 +1,6 @@
-"""vLLM as one would call it by hand: `LLM.chat` over all requests at once, in a process of its own."""
+"""vLLM as one would call it by hand: pictures decoded, then `LLM.chat` over all requests at once, in a process of its
+own.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from cluster.vllm import EngineSettings
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """Seconds of the call, the texts in the order of the requests, prompt tokens in all and how many were cached.
+    """Seconds of decoding and the call, the texts in the order of the requests, prompt tokens and how many were cached.
 
     steps: of an engine on the CPU, (sequences, tokens, seconds) of each of its steps.
     """
@@ -82,10 +84,10 @@ def _serve(settings: EngineSettings, pipe: Any) -> None:
             requests = pipe.recv()
         except EOFError:
             return
-        messages = [[_message(message) for message in request.messages] for request in requests]
-        params = [sampling_params(request, on_cpu) for request in requests]
         steps.clear()
         started = time.perf_counter()
+        messages = [[_message(message) for message in request.messages] for request in requests]
+        params = [sampling_params(request, on_cpu) for request in requests]
         outputs = llm.chat(messages, params, use_tqdm=False)
         seconds = time.perf_counter() - started
         texts = [output.outputs[0].text for output in outputs]

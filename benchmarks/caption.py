@@ -1,6 +1,6 @@
 """The caption stage against bare vLLM, side by side: rows per second over the same requests.
 
-`python -m benchmarks.caption [--num-rows 1024] [--num-repetitions 3]` prints one JSON line. Each repetition takes
+`python -m benchmarks.caption [--num-rows 1024] [--num-repetitions 5]` prints one JSON line. Each repetition takes
 pictures that no engine has seen. The stage asks about them as a pipeline would: tables of ingest, the engine in a Ray
 actor, rules, retries, shards, report, manifest. Then `vllm.LLM.chat`, in a process of its own, gets exactly the
 requests that the stage sent, all at once, with the same sampling parameters and engine arguments. Both have answered
@@ -164,7 +164,7 @@ def recording_of(repetitions: list[Repetition]) -> Recording:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-rows", type=int, default=1024)
-    parser.add_argument("--num-repetitions", type=int, default=3)
+    parser.add_argument("--num-repetitions", type=int, default=5)
     parser.add_argument("--num-threads", type=int, default=1)
     parser.add_argument("--model-shape", choices=SHAPES)
     parser.add_argument("--picture-size", type=int, default=IMAGE_SIZE, help="pixels of a side")

@@ -1,6 +1,6 @@
 """The judge of the evaluate stage against bare vLLM, side by side: edits per second over the same requests.
 
-`python -m benchmarks.judge [--num-edits 512] [--num-repetitions 3]` prints one JSON line. Each repetition has edits
+`python -m benchmarks.judge [--num-edits 1024] [--num-repetitions 5]` prints one JSON line. Each repetition has edits
 that no engine has seen: scenes of the starter's world, the true edit or an untouched copy in turn. The stage reads
 benchmark and edits from Parquet, sizes and encodes the pictures, asks VIEScore's two questions of each, reads the
 answers, asks again where they can't be read, and writes the tables of scores and replies. Then `vllm.LLM.chat`, in a
@@ -93,8 +93,8 @@ def repeat(config: EvaluateConfig, num_edits: int, num_repetitions: int, bare: B
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-edits", type=int, default=512)
-    parser.add_argument("--num-repetitions", type=int, default=3)
+    parser.add_argument("--num-edits", type=int, default=1024)
+    parser.add_argument("--num-repetitions", type=int, default=5)
     parser.add_argument("--num-threads", type=int, default=1, help="of bare vLLM; the actor has one")
     flags = parser.parse_args()
     config = EvaluateConfig.model_validate(read_profile(find_profile("starter", PROFILES)).values["evaluate"])

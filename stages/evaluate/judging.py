@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import io
@@ -192,10 +193,16 @@ def model_identity(settings: EngineSettings) -> str:
 def engine_name(settings: EngineSettings) -> str:
     """`vllm VERSION`, or the address of the server that is used instead, without a name or password in it."""
     if not settings.endpoint:
-        installed = (d.version for d in importlib.metadata.distributions() if d.name in VLLM_NAMES)
-        return f"vllm {next(installed, 'of unknown version')}"
+        return f"vllm {_vllm_version()}"
     parts = urlsplit(settings.endpoint)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+
+
+def _vllm_version() -> str:
+    for name in VLLM_NAMES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return "of unknown version"
 
 
 def _about(metadata: str) -> dict[str, Any]:
