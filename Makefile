@@ -1,4 +1,4 @@
-# make run    sets everything up and runs the main job (some twenty-five minutes on two cores)
+# make run    sets everything up and runs the main job (a quarter of an hour on two quiet cores)
 # make test   sets everything up and passes the tests
 # EXTRA=gpu   takes vLLM's GPU build instead of its CPU build
 EXTRA ?= cpu

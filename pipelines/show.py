@@ -136,8 +136,9 @@ def final_table(summary: Mapping[str, Any]) -> str:
 
 
 def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Methods by metrics."""
-    metrics = list(dict.fromkeys(metric for values in results.values() for metric in values))
+    """Methods by the metrics that any of them has."""
+    found = (metric for values in results.values() for metric, value in values.items() if value is not None)
+    metrics = list(dict.fromkeys(found))
     rows = [("method", *metrics)]
     for method, values in results.items():
         rows.append((method, *(_number(values.get(metric)) for metric in metrics)))

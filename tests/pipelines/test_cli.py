@@ -13,6 +13,7 @@ from cluster.folder import Folder
 from cluster.lease import this_process
 from cluster.record import Progress, RunRecord, StageRecord
 from pipelines import cli, status
+from pipelines.show import results_table
 from tests.cluster.test_plan import make_all, plan_for
 from tests.cluster.toys import STAGES
 
@@ -237,6 +238,12 @@ def write_run(root: Folder, **changes) -> RunRecord:
     run = RunRecord(**(values | {"driver": this_process(), "stages": stages} | changes))
     record.write_run(root, run)
     return run
+
+
+def test_the_results_have_a_column_for_each_metric_that_some_method_has():
+    found = results_table({"byg": {"judge": 8.25, "dino": None, "num_items": 3}, "copy": {"judge": None, "dino": None}})
+    head, _, byg, copy = (line.split() for line in found.splitlines())
+    assert (head, byg, copy) == (["method", "judge", "num_items"], ["byg", "8.25", "3"], ["copy"])
 
 
 def test_status_shows_progress_rate_and_time_left(tmp_path, capsys):
