@@ -32,9 +32,9 @@ def test_clip_finds_captions_and_directions():
 
 def test_dinov2_tells_a_scene_from_its_edit_and_from_others():
     figures = measure_dinov2(MODELS / "dinov2", num_scenes=120)
-    assert figures["light_first"] > 0.85 and figures["look_first"] > 0.65
+    assert figures["light_first"] > 0.85 and figures["look_first"] > 0.8
     assert figures["light"] > figures["look"] > figures["edit"] + 0.15 > figures["other_scene"] + 0.3
-    assert figures["read_color"] > 0.9 and figures["read_shape"] > 0.5
+    assert figures["read_color"] > 0.9
 
 
 def test_metrics_of_a_right_edit_and_of_others():
