@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from cluster.artifacts import Artifact, commit
 from cluster.config import identity
 from cluster.errors import UserError
-from stages.caption import asking
+from stages.caption import work
 from stages.caption.contents import read_contents
 from stages.caption.offers import offer_evenly
 from stages.caption.proposals import prompt
@@ -197,7 +197,7 @@ def run(ingest, tmp_path, monkeypatch):
     def call(engine, name="propose", earlier=None, **fields):
         context = make_context(tmp_path / name, "propose")
         context.earlier = earlier
-        monkeypatch.setattr(asking, "get_engine", lambda settings, context: engine)
+        monkeypatch.setattr(work, "get_engine", lambda settings, context: engine)
         propose_edits({"ingest": ingest}, config_of(**fields), context)
         return context
 
@@ -342,7 +342,7 @@ def test_captions_may_come_with_the_pictures(ingest, tmp_path, monkeypatch, run)
     folder = make_context(tmp_path / "own", "ingest").out
     folder.write_table("samples/00000.parquet", pa.Table.from_pylist(samples))
     engine = ReplayEngine(lambda r, n: answer(r, n) if is_about(r) != "caption" else pytest.fail("it has one"))
-    monkeypatch.setattr(asking, "get_engine", lambda settings, context: engine)
+    monkeypatch.setattr(work, "get_engine", lambda settings, context: engine)
     propose_edits({"ingest": committed(folder, "ingest")}, config_of(caption_key="text"), context)
     assert {row["src_caption"] for row in rows_of(context, "tuples")} == {SOURCE}
     dead = [(row["sample_id"], row["reason"]) for row in rows_of(context, "dead_letters") if row["edit"] is None]
