@@ -16,7 +16,7 @@ from stages.caption.customization.stage import (
     customize_sources,
 )
 from stages.caption.words import plain_name
-from stages.encode.stage import tuple_rows
+from stages.encode.rows import tuple_rows
 from tests.artifacts import committed
 from tests.stages.caption.replay import NUM_SAMPLES, ReplayEngine, images_of, rows_of, text_of
 from tests.stages.ingest.context import make_context

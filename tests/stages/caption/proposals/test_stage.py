@@ -17,7 +17,7 @@ from stages.caption.contents import read_contents
 from stages.caption.proposals import prompt
 from stages.caption.proposals.stage import PROPOSALS_SCHEMA, ProposeConfig, ask_proposals, propose_edits
 from stages.caption.trial import try_rows
-from stages.encode.stage import tuple_rows
+from stages.encode.rows import tuple_rows
 from tests.artifacts import committed
 from tests.stages.caption.proposals.examples import EDITED, EDITS, SOURCE, TYPES, edit_of
 from tests.stages.caption.replay import NUM_SAMPLES, ReplayEngine, files_of, rows_of, text_of
