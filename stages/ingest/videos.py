@@ -25,6 +25,7 @@ from cluster.errors import UserError
 from cluster.folder import Folder
 from cluster.shards import name_shards, run_shards
 from stages.ingest.csv_rows import BadRows, csv_header, csv_rows
+from stages.ingest.dead_letters import count_reasons, write_letters
 from stages.ingest.frames import UnusableVideo, sample_frames, write_clip
 from stages.ingest.sources import PACKED_TAR_SUFFIXES, is_plain, parquet_rows, tar_samples
 
@@ -109,9 +110,7 @@ class MakeClips:
                 rows.append((caption_id, clip, config.num_frames, config.frames_per_second))
             except UnusableVideo as error:
                 letters.append(_letter(caption_id, video.file, str(error)))
-        if letters:
-            name = shard.replace("clips/", "dead_letters/clips-")
-            self.out.write_table(name, pa.Table.from_pylist(letters, LETTERS_SCHEMA))
+        write_letters(self.out, shard.replace("clips/", "clips-"), letters, LETTERS_SCHEMA)
         rows = [dict(zip(CLIPS_SCHEMA.names, row, strict=True)) for row in rows]
         self.out.write_table(shard, pa.Table.from_pylist(rows, CLIPS_SCHEMA))
 
@@ -132,8 +131,7 @@ def ingest_videos(inputs: Mapping[str, Artifact], config: IngestVideosConfig, co
     videos = list_videos(folder) if config.clips else None
     captions, bad, counts = _draw(folder, videos, config, context)
     letters = [_letter(None, source, reason) for source, reason in bad.reasons.items()]
-    if letters:
-        context.out.write_table("dead_letters/rows.parquet", pa.Table.from_pylist(letters, LETTERS_SCHEMA))
+    write_letters(context.out, "rows.parquet", letters, LETTERS_SCHEMA)
     if not captions:
         without = f", of {counts['num_rows_without_video']} the video isn't there" if videos is not None else ""
         raise UserError(
@@ -150,7 +148,7 @@ def ingest_videos(inputs: Mapping[str, Artifact], config: IngestVideosConfig, co
     table = pa.table({"caption_id": list(captions), "caption": list(captions.values())})
     context.out.write_table("captions.parquet", table)
     context.set_rows(len(captions))
-    reasons = _reasons(context.out)
+    reasons = count_reasons(context.out)
     context.set_figures(
         {
             "num_captions": len(captions),
@@ -321,9 +319,3 @@ def _column(columns: Sequence[str], named: str, known: Sequence[str]) -> str | N
 
 def _letter(caption_id: str | None, source: str, reason: str) -> dict[str, Any]:
     return {"caption_id": caption_id, "source": source, "outcome": "failed", "reason": reason}
-
-
-def _reasons(out: Folder) -> collections.Counter[str]:
-    names = [name for name in out.list(".parquet", recursive=True) if name.startswith("dead_letters/")]
-    reasons = (reason for name in names for reason in out.read_table(name, ["reason"])["reason"].to_pylist())
-    return collections.Counter(reason.split(":")[0] for reason in reasons)
