@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.artifacts import Artifact
-from cluster.errors import UserError
+from cluster.errors import UserError, one_line
 from cluster.folder import Folder
 from cluster.mlflow_server import Server, open_store_command
 from cluster.mlflow_values import dataset, flat, numbers
@@ -71,7 +71,7 @@ def start_run(
         end = f" Its log is {server.log}." if server else " It is what MLFLOW_TRACKING_URI names."
         if server:
             server.stop()
-        raise UserError(f"MLflow at {uri} doesn't work: {_short(error)}.{end}") from error
+        raise UserError(f"MLflow at {uri} doesn't work: {one_line(error)}.{end}") from error
 
 
 class RunTracking:
@@ -274,7 +274,3 @@ def _log_params(client: Any, run_id: str, params: Mapping[str, Any]) -> None:
 
 def _is_alive(pid: str | None) -> bool:
     return bool(pid) and pid.isdigit() and Path(f"/proc/{pid}").exists()
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
