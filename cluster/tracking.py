@@ -174,12 +174,6 @@ class StageTracker:
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         _log_metrics(self._client, self.run_id, metrics, step)
 
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Parameters; nested mappings become `a.b`. One that is already there with another value is left as
-        it was.
-        """
-        _log_params(self._client, self.run_id, params)
-
     def log_artifact(self, path: str | os.PathLike[str], artifact_path: str | None = None) -> None:
         """Copies a local file, or a folder's files, to the run."""
         if os.path.isdir(path):
@@ -262,6 +256,7 @@ def _log_metrics(client: Any, run_id: str, metrics: Mapping[str, float], step: i
 
 
 def _log_params(client: Any, run_id: str, params: Mapping[str, Any]) -> None:
+    """Nested mappings become `a.b`. A parameter that is already there with another value stays as it was."""
     from mlflow.entities import Param
     from mlflow.exceptions import MlflowException
 

@@ -174,10 +174,11 @@ class TrainRank:
         self.context.log_artifact(self.context.out.local(name), "previews")
 
     def _register(self, figures: dict[str, Any]) -> None:
-        tracker = self.context._get_tracker()
-        if tracker and not self.config.trains_all:  # whole transformers are too large to be stored twice
+        if not self.config.trains_all:  # whole transformers are too large to be stored twice
+            from stages.train.engine import EXPORTED
+
             params = {"method": self.config.method, "rank": self.config.rank, **figures["final"]}
-            tracker.register_adapter(self.context.out.local("adapter"), self.context.stage, params)
+            self.context.register_adapter(self.context.out.local(EXPORTED), params)
 
 
 def new_trainer(config: TrainConfig, data: Any, device: torch.device) -> Trainer:
