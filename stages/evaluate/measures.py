@@ -60,7 +60,7 @@ class MeasureShard:
             return row | {"unscored": f"image: {' '.join(str(error).split())[:200]}"}
         row |= {"width": image.width, "height": image.height}
         # as GEdit-Bench does, the edit is brought to its source's size before it is compared
-        edited = np.asarray(image if image.size == source.size else image.resize(source.size, Image.Resampling.LANCZOS))
+        edited = np.asarray(image if image.size == source.size else image.resize(source.size, Image.Resampling.BICUBIC))
         original = np.asarray(source)
         if "pixels" in self.metrics:
             row |= pixel_metrics(edited, original)
