@@ -146,7 +146,7 @@ def test_imgedit(run, tmp_path):
     rows = table_rows(context, "benchmark")
     assert len(rows) == 9 and {row["edit_type"] for row in rows} == set(published("imgedit").by_type)
     row = next(row for row in rows if row["edit_type"] == "extract")
-    assert row["item_id"] == "0" and row["instruction"] == "do extract 0."
+    assert row["item_id"] == "0" and row["instruction"] == " do extract 0. "  # as it is published
     # a plain JPEG stays as it is
     assert row["image"] == (folder / "singleturn" / json.loads(row["metadata"])["id"]).read_bytes()
 
