@@ -36,6 +36,8 @@ class MeasureShard:
     metrics: Sequence[str]
     out: Folder
     motion: MotionMeasure | None = None
+    num_frames: int | None = None
+    """Of the benchmark's clips: their files have alike neighbours as one."""
 
     def __call__(self, shard: str) -> None:
         rows = []
@@ -71,7 +73,7 @@ class MeasureShard:
     def _measure_clip(self, item: Mapping[str, Any], edit: Mapping[str, Any]) -> dict[str, Any]:
         """Of an edited clip. Raises as `read_clip` does, and ValueError where the edit has another size."""
         given, known = (item["clip"], edit.get("clip")), num_clip_frames(item["metadata"])
-        num_frames = known or max(len(read_clip(data)) for data in given)
+        num_frames = known or self.num_frames or max(len(read_clip(data)) for data in given)
         source, edited = ([np.asarray(frame) for frame in read_clip(data, num_frames)] for data in given)
         row: dict[str, Any] = {}
         if "pixels" in self.metrics:
