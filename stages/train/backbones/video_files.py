@@ -36,6 +36,9 @@ def open_video(stream: BinaryIO, suffix: str) -> Iterator[Video]:
     """
     import av
 
+    if not stream.read(1):
+        raise UnreadableVideo("the file is empty")
+    stream.seek(0)
     try:
         with av.open(stream, format=CONTAINERS[suffix]) as container:
             if not container.streams.video:
@@ -47,7 +50,7 @@ def open_video(stream: BinaryIO, suffix: str) -> Iterator[Video]:
             frames = (frame.to_image() for frame in container.decode(video))
             yield Video((video.width, video.height), rate, frames)
     except av.FFmpegError as error:
-        raise UnreadableVideo(" ".join(str(error).split())[:200]) from None
+        raise UnreadableVideo(error.strerror or type(error).__name__) from None
 
 
 def write_video(frames: Sequence[Image.Image], seconds: float) -> bytes:
