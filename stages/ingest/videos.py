@@ -5,14 +5,11 @@ the videos themselves where they are wanted.
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import hashlib
-import io
-import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,7 +24,8 @@ from cluster.shards import name_shards, run_shards
 from stages.ingest.csv_rows import BadRows, csv_header, csv_rows
 from stages.ingest.dead_letters import count_reasons, write_letters
 from stages.ingest.frames import UnusableVideo, sample_frames, write_clip
-from stages.ingest.sources import PACKED_TAR_SUFFIXES, is_plain, parquet_rows, tar_samples
+from stages.ingest.sources import is_plain, parquet_rows
+from stages.ingest.video_files import Video, list_videos, open_video, video_name
 
 VideoLayout = Literal["videoufo", "ultravideo", "captions"]
 # names of columns, the first that is there counts; capitals, spaces and signs play no part
@@ -77,15 +75,6 @@ class IngestVideosConfig(StageConfig):
 def ingest_videos_sources(config: IngestVideosConfig) -> Sequence[str]:
     """The outside files whose content belongs to the stage's fingerprint."""
     return [config.source] if config.source else []
-
-
-@dataclasses.dataclass(frozen=True)
-class Video:
-    """Where a video's bytes are: a file (no size), or a part of a tar."""
-
-    file: str
-    offset: int = 0
-    size: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,66 +147,6 @@ def ingest_videos(inputs: Mapping[str, Artifact], config: IngestVideosConfig, co
             "dead_letter_reasons": dict(sorted(reasons.items())),
         }
     )
-
-
-def list_videos(folder: Folder) -> dict[str, Video]:
-    """The .mp4 files of a folder and of the plain tars in it, by their names without folder and ending.
-
-    Raises UserError for a tar that can't be read, and for a packed archive, in whose place nothing can be read.
-    """
-    videos: dict[str, Video] = {}
-    for name in folder.list(recursive=True):
-        if name.lower().endswith(".mp4"):
-            videos.setdefault(video_name(name), Video(name))
-        elif name.lower().endswith((*PACKED_TAR_SUFFIXES, ".zip")):
-            raise UserError(
-                f"ingest_videos: {folder.path(name)} is packed, so its videos can't be read in place. Unpack it to a "
-                "plain .tar or a folder first (for example gunzip FILE.tar.gz), or take it out."
-            )
-        elif name.lower().endswith(".tar"):
-            for members in tar_samples(folder, name).values():
-                for suffix, (member, offset, size) in members.items():
-                    if suffix.endswith(".mp4"):
-                        videos.setdefault(video_name(member), Video(name, offset, size))
-    return videos
-
-
-def video_name(name: str) -> str:
-    """By which a caption's id finds its video: no folder, no ending."""
-    base = posixpath.basename(name)
-    return base[: -len(".mp4")] if base.lower().endswith(".mp4") else base
-
-
-@contextlib.contextmanager
-def open_video(folder: Folder, video: Video) -> Iterator[BinaryIO]:
-    """The video's bytes to be read in place, never copied as a whole."""
-    with folder.open(video.file) as stream:
-        yield stream if video.size is None else io.BufferedReader(_Part(stream, video.offset, video.size))
-
-
-class _Part(io.RawIOBase):
-    """A part of a file as a file of its own."""
-
-    def __init__(self, stream: BinaryIO, offset: int, size: int):
-        self._stream, self._offset, self._size, self._position = stream, offset, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
-
-    def readinto(self, buffer) -> int:
-        self._stream.seek(self._offset + self._position)
-        data = self._stream.read(max(0, min(len(buffer), self._size - self._position)))
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
 
 
 def _draw(
