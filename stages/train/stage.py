@@ -14,35 +14,12 @@ from cluster.dag import Context
 from cluster.errors import UserError
 from cluster.folder import Folder
 from stages.train.backbones.models import model_sources, resolved_model
-from stages.train.settings import (
-    JudgedConfig,
-    TrainByGConfig,
-    TrainByGVideoConfig,
-    TrainConfig,
-    TrainCustomizationConfig,
-    TrainFlowGRPOConfig,
-    TrainNPEditConfig,
-    TrainSFTConfig,
-    TrainVideo4EditConfig,
-)
+from stages.train.settings import JudgedConfig, TrainConfig
 
 if TYPE_CHECKING:
     import torch
 
     from stages.train.engine import Trainer
-
-__all__ = [
-    "TrainByGConfig",
-    "TrainByGVideoConfig",
-    "TrainConfig",
-    "TrainCustomizationConfig",
-    "TrainFlowGRPOConfig",
-    "TrainNPEditConfig",
-    "TrainSFTConfig",
-    "TrainVideo4EditConfig",
-    "train",
-    "train_sources",
-]
 
 
 def train_sources(config: TrainConfig) -> Sequence[str]:
