@@ -26,6 +26,7 @@ from stages.evaluate.settings import EvaluateConfig
 from stages.evaluate.summary import ALL, MACRO, SCORES_SCHEMA, compare, judge_agreement, results, summarise
 
 SCORES = "scores.parquet"
+COMPARISONS = "figures/comparisons.parquet"
 NAMES = ("method", "item_id", "source_id", "edit_type")
 JUDGED = {  # the columns that each raw reply gives
     "judge_sc_text": ("judge_success", "judge_over_editing"),
@@ -33,7 +34,7 @@ JUDGED = {  # the columns that each raw reply gives
 }
 TABLES = {  # the written tables, and what identifies a row of each
     "figures/summary.parquet": ("method", "edit_type", "metric"),
-    "figures/comparisons.parquet": ("first", "second", "edit_type", "metric"),
+    COMPARISONS: ("first", "second", "edit_type", "metric"),
     "figures/agreement.parquet": ("method", "judge_metric"),
 }
 
@@ -104,12 +105,16 @@ def _recompute(artifact: Artifact, written_results: Mapping[str, Any], summary_n
     options = _options(manifest)
     tables = {
         "figures/summary.parquet": summarise(scores, **options),
-        "figures/comparisons.parquet": compare(scores, **options),
+        COMPARISONS: compare(scores, **options),
         "figures/agreement.parquet": judge_agreement(scores),
     }
     for name, table in tables.items():
         if folder.exists(name):
-            result.problems += _differences(f"{task}/{name}", table, folder.read_table(name), TABLES[name])
+            written = folder.read_table(name)
+            if name == COMPARISONS and "p_floor" not in written.column_names:
+                result.notes.append(_older_p_values(task, table, written, options))
+                written = written.drop_columns(["p_value", "p_holm"])
+            result.problems += _differences(f"{task}/{name}", table, written, TABLES[name])
     summary = tables["figures/summary.parquet"]
     methods = list(dict.fromkeys(scores["method"].to_pylist()))
     num_expected = len(set(scores["item_id"].to_pylist()))
@@ -125,9 +130,9 @@ def _recompute(artifact: Artifact, written_results: Mapping[str, Any], summary_n
     result.comparisons += [
         Comparison(
             task, r["first"], r["second"], f"{r['metric']}_mean", r["difference"], r["low"], r["high"], r["p_value"],
-            r["p_holm"], r["num_items"],
+            r["p_floor"], r["p_holm"], r["num_items"],
         )
-        for r in tables["figures/comparisons.parquet"].to_pylist()
+        for r in tables[COMPARISONS].to_pylist()
         if r["edit_type"] == ALL
     ]  # fmt: skip
 
@@ -248,6 +253,19 @@ def _differences(name: str, computed: pa.Table, written: pa.Table, keys: Sequenc
             if column in computed.column_names and not _same(ours[key][column], theirs[key][column]):
                 reason = f"the run wrote {theirs[key][column]}, its table of scores gives {ours[key][column]}."
                 yield Problem(name, f"{' '.join(key)} {column}", reason)
+
+
+def _older_p_values(task: str, computed: pa.Table, written: pa.Table, options: Mapping[str, Any]) -> str:
+    """What to know of a run that drew as few sign patterns for many pairs as for one: its table names no `p_floor`."""
+
+    def told_apart(table: pa.Table) -> int:
+        return sum(p is not None and p < 1 - options["confidence"] for p in table["p_holm"].to_pylist())
+
+    return (
+        f"{task}/{COMPARISONS}: an older run, with {options['num_resamples']} sign patterns however many pairs are "
+        f"corrected; its p-values are not held against these, which are of more. By p_holm {told_apart(written)} of "
+        f"{written.num_rows} pairs were told apart, now {told_apart(computed)}."
+    )
 
 
 def _figure(task: str, row: Mapping[str, Any]) -> Figure:

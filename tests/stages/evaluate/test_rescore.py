@@ -257,7 +257,7 @@ SCORES = [
 ]
 
 
-def write_run(root, rows=SCORES, table=None):
+def write_run(root, rows=SCORES, table=None, older=False):
     """A run with one stage of scores, as the stage and the driver would have written it from `table`."""
     scores = pa.Table.from_pylist(table or rows, SCORES_SCHEMA)
     options = {"seed": 3, "confidence": 0.9, "num_resamples": 100}
@@ -265,7 +265,8 @@ def write_run(root, rows=SCORES, table=None):
     folder.write_table("scores.parquet", pa.Table.from_pylist(rows, SCORES_SCHEMA))
     summary = summarise(scores, **options)
     folder.write_table("figures/summary.parquet", summary)
-    folder.write_table("figures/comparisons.parquet", compare(scores, **options))
+    compared = compare(scores, **options)
+    folder.write_table("figures/comparisons.parquet", compared.drop_columns(["p_floor"]) if older else compared)
     folder.write_table("figures/agreement.parquet", judge_agreement(scores))
     means = {f"video/{method}": values for method, values in results(summary, ["ours", "copy"], 4).items()}
     commit(
@@ -291,6 +292,26 @@ def test_a_run_comes_out_as_it_was_written(tmp_path, capsys):
     ] == [1, 0]
     assert figures["evaluate_video", "all", "judge_success_with_edit_success_agreement"]["value"] == 1.0
     assert run(capsys, "--run", str(tmp_path / "runs" / "latest.json"))[1] == figures
+    assert result["notes"] == []
+
+
+def test_p_values_of_an_older_run_are_not_held_against_ours(tmp_path, capsys):
+    code, _, result, errors = run(capsys, "--run", write_run(tmp_path, older=True))
+    assert code == 0 and not errors and len(result["notes"]) == 1
+    assert result["notes"][0].startswith("evaluate_video/figures/comparisons.parquet: an older run, with 100 sign")
+    assert "0 of 6 pairs were told apart, now 0" in result["notes"][0]
+
+
+def test_too_few_sources_for_a_small_p_are_said(tmp_path, capsys):
+    answers = {}
+    for method, score in {"a": 9, "b": 4, "c": 1}.items():
+        for call in ("SC", "PQ"):
+            answers[f"color/{method}/{call}"] = {str(i): answer(score, score) for i in range(5)}
+    folder = write(tmp_path, answers)
+    _, _, result, _ = run(capsys, "--viescore", folder)
+    assert {(c["p_value"], c["p_floor"], c["p_holm"]) for c in result["comparisons"]} == {(1 / 16, 1 / 16, 3 / 16)}
+    main(["--viescore", folder])
+    assert capsys.readouterr().out.count("p 0.0625, 0.1875 (so few sources allow no smaller p)  n 5") == 3
 
 
 def test_a_run_that_does_not_follow_from_its_scores_is_told(tmp_path, capsys):
