@@ -15,6 +15,7 @@ import pyarrow as pa
 from cluster.artifacts import Artifact, Manifest, artifact_folder, read_artifact
 from cluster.errors import RequestError, UserError
 from cluster.folder import Folder
+from stages.evaluate.discrimination import WITHIN_ITEMS, discrimination
 from stages.evaluate.figures import Comparison, Figure, Problem, Rescored
 from stages.evaluate.judge_replies import NOISE, REPLIES, columns_of, grouped, judge_noise
 from stages.evaluate.judges.judge import Judge
@@ -36,6 +37,7 @@ TABLES = {  # the written tables, and what identifies a row of each
     "figures/summary.parquet": ("method", "edit_type", "metric"),
     COMPARISONS: ("first", "second", "edit_type", "metric"),
     "figures/agreement.parquet": ("method", "judge_metric"),
+    "figures/discrimination.parquet": ("metric", "oracle_metric", "scope"),
 }
 
 
@@ -107,6 +109,7 @@ def _recompute(artifact: Artifact, written_results: Mapping[str, Any], summary_n
         "figures/summary.parquet": summarise(scores, **options),
         COMPARISONS: compare(scores, **options),
         "figures/agreement.parquet": judge_agreement(scores),
+        "figures/discrimination.parquet": discrimination(scores, **options),
     }
     for name, table in tables.items():
         if folder.exists(name):
@@ -127,6 +130,7 @@ def _recompute(artifact: Artifact, written_results: Mapping[str, Any], summary_n
                 result.problems.append(Problem(summary_name, f"results, {prefix + method}, {name}", reason))
     result.figures += [_figure(task, row) for row in summary.to_pylist()]
     result.figures += _agreement_figures(task, tables["figures/agreement.parquet"])
+    result.figures += _discrimination_figures(task, tables["figures/discrimination.parquet"])
     result.comparisons += [
         Comparison(
             task, r["first"], r["second"], f"{r['metric']}_mean", r["difference"], r["low"], r["high"], r["p_value"],
@@ -293,4 +297,18 @@ def _agreement_figures(task: str, agreement: pa.Table) -> list[Figure]:
         for name in ("agreement", "kappa"):
             n = row["num_items"]
             figures.append(Figure(task, row["method"], f"{what}_{name}", row[name], n, n))
+    return figures
+
+
+def _discrimination_figures(task: str, discrimination: pa.Table) -> list[Figure]:
+    """Areas under the ROC curve: n edits of all methods are in it, of those that the oracle has judged."""
+    figures, num_judged = [], {}
+    for row in discrimination.to_pylist():
+        within = "_within_items" if row["scope"] == WITHIN_ITEMS else ""
+        n = row["num_right"] + row["num_wrong"]
+        num_judged.setdefault(row["oracle_metric"], n + row["num_unscored"])  # the pooled row comes first
+        name = f"{row['metric']}_auc_of_{row['oracle_metric']}{within}"
+        figures.append(
+            Figure(task, ALL, name, row["auc"], n, num_judged[row["oracle_metric"]], row["low"], row["high"])
+        )
     return figures

@@ -54,6 +54,7 @@ PERCEPTION_METRICS = (
     "clip_directional", "clip_score", "dino", "dinov2", "dinov2_masked", "tifa", "geometric_score"
 )  # fmt: skip
 METRICS = YES_NO_METRICS + JUDGE_METRICS + PIXEL_METRICS + CLIP_METRICS + VIDEO_METRICS + PERCEPTION_METRICS
+LOWER_IS_BETTER = ("l1", "flicker_added")
 SHARES = (*YES_NO_METRICS, "dynamic_degree")  # of items: their intervals are Wilson's
 COMPARED_METRICS = (*YES_NO_METRICS, *JUDGE_OVERALLS)
 JUDGE_THRESHOLD = 5.0  # a judge's score from here on counts as yes, where it is held against the oracle

@@ -6,6 +6,7 @@ import pytest
 
 from cluster.artifacts import commit
 from cluster.folder import Folder
+from stages.evaluate.discrimination import discrimination
 from stages.evaluate.rescore import main
 from stages.evaluate.summary import SCORES_SCHEMA, compare, judge_agreement, results, summarise
 
@@ -268,6 +269,8 @@ def write_run(root, rows=SCORES, table=None, older=False):
     compared = compare(scores, **options)
     folder.write_table("figures/comparisons.parquet", compared.drop_columns(["p_floor"]) if older else compared)
     folder.write_table("figures/agreement.parquet", judge_agreement(scores))
+    if not older:
+        folder.write_table("figures/discrimination.parquet", discrimination(scores, **options))
     means = {f"video/{method}": values for method, values in results(summary, ["ours", "copy"], 4).items()}
     commit(
         folder, stage="evaluate_video", version="1", fingerprint="ffff", config=options, identity={}, parents={},
@@ -291,6 +294,9 @@ def test_a_run_comes_out_as_it_was_written(tmp_path, capsys):
         f["value"] for f in result["figures"] if (f["category"], f["name"]) == ("remove", "judge_success_mean")
     ] == [1, 0]
     assert figures["evaluate_video", "all", "judge_success_with_edit_success_agreement"]["value"] == 1.0
+    # successes 9 and 7 are right, 4, 1 and four times 0 wrong: every right one is higher; within items 2 of 2
+    assert has(figures["evaluate_video", "all", "judge_success_auc_of_edit_success"], 1.0, 8, 8)
+    assert has(figures["evaluate_video", "all", "judge_success_auc_of_edit_success_within_items"], 1.0, 4, 8)
     assert run(capsys, "--run", str(tmp_path / "runs" / "latest.json"))[1] == figures
     assert result["notes"] == []
 
@@ -321,6 +327,8 @@ def test_a_run_that_does_not_follow_from_its_scores_is_told(tmp_path, capsys):
     wanted = "summary.json: results, video/copy, edit_success: the run wrote 0.25, its table of scores gives 0.0."
     assert wanted in errors
     assert any(e.startswith("evaluate_video/figures/summary.parquet: copy all edit_success mean:") for e in errors)
+    of_areas = [e for e in errors if e.startswith("evaluate_video/figures/discrimination.parquet: ")]
+    assert any("judge_success edit_success pooled auc" in e and "the run wrote " in e for e in of_areas)
 
 
 def test_a_judges_score_that_its_reply_does_not_say_is_told(tmp_path, capsys):
