@@ -87,8 +87,8 @@ def sign_flip_test(
     """Two-sided permutation tests of mean 0 of `differences [tests, items]`: p-values and their floors, `[tests]`.
 
     Under "no difference" a cluster's sum is as likely to have either sign. All patterns of signs are tried where a
-    test has up to 12 clusters, its floor is then 2 of all; else `num_patterns` are drawn, the same ones for all
-    tests, and the observed pattern counts as one more (Phipson and Smyth 2010). NaN is left out.
+    test has up to 12 clusters; else `num_patterns` are drawn, the same ones for all tests, and the observed pattern
+    counts as one more (Phipson and Smyth 2010). Two of all patterns, or that one, are the floor. NaN is left out.
     """
     order = np.argsort(clusters, kind="stable")
     starts = np.unique(np.asarray(clusters)[order], return_index=True)[1]
@@ -103,7 +103,8 @@ def sign_flip_test(
         p_values[test] = _extreme(_all_patterns(len(own)), own[None]).mean()
     if not exact.all():
         p_values[~exact] = (1 + _num_extreme(sums[~exact], generator, num_patterns)) / (1 + num_patterns)
-    floors = np.where(exact, 2.0 ** np.minimum(1 - num_clusters, 0), 1 / (1 + num_patterns))
+    floors = 2.0 ** np.minimum(1 - num_clusters, 0)
+    floors[~exact] = np.maximum(floors[~exact], 1 / (1 + num_patterns))
     return p_values, floors
 
 

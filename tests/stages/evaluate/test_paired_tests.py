@@ -61,7 +61,7 @@ def test_drawn_signs_come_near_every_pattern(shift):
     exact = scipys(differences)  # of all 32,768 patterns
     (ours,), (floor,) = sign_flip_test(differences[None], np.arange(15), generator(), 50_000)
     assert ours == pytest.approx(exact, abs=4 * math.sqrt(exact / 50_000))
-    assert floor == 1 / 50_001
+    assert floor == 2 / 2**15  # more patterns than there are don't lower it
 
 
 def test_a_source_flips_with_all_of_its_items():
@@ -114,11 +114,17 @@ def test_many_pairs_get_more_patterns():
 
 @pytest.mark.parametrize("num_methods", [15, 60])
 def test_clear_differences_of_many_methods_are_significant(num_methods):
-    found = family(num_methods, 20, num_resamples=100).values()
+    found = family(num_methods, 30, num_resamples=100).values()
     num_pairs = math.comb(num_methods, 2)
     assert len(found) == num_pairs and max(r.p_holm for r in found) < 0.05
     assert {r.p_floor for r in found} == {1 / (100 * num_pairs + 1)}
     assert num_pairs * 1 / 2001 > 0.05  # what 2,000 patterns for each could never give
+
+
+def test_drawn_patterns_or_sources_bound_the_floor():
+    differences = np.random.default_rng(9).normal(size=(1, 13))
+    floors = [sign_flip_test(differences, np.arange(13), generator(), n)[1][0] for n in (1000, 100_000)]
+    assert floors == [1 / 1001, 2 / 2**13]
 
 
 def test_too_few_sources_are_seen_by_the_floor():
