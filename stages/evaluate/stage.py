@@ -15,6 +15,7 @@ from cluster.dag import Context
 from cluster.folder import Folder
 from cluster.shards import run_shards
 from cluster.vllm import get_engine
+from stages.evaluate.discrimination import discrimination
 from stages.evaluate.judge_replies import NOISE, REPLIES, judge_noise
 from stages.evaluate.judges.tasks import get_judge
 from stages.evaluate.judging import judge_files
@@ -74,6 +75,7 @@ def evaluate_edits(inputs: Mapping[str, Artifact], config: EvaluateConfig, conte
     context.out.write_table("figures/summary.parquet", summary)
     context.out.write_table("figures/comparisons.parquet", compare(scores, **options))
     context.out.write_table("figures/agreement.parquet", judge_agreement(scores))
+    context.out.write_table("figures/discrimination.parquet", discrimination(scores, **options))
     if config.judge is not None and config.judge_passes > 1:
         context.out.write_table(NOISE, judge_noise(judge, context.out.read_table(REPLIES)))
     means = results(summary, methods, len(items))

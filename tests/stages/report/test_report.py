@@ -112,7 +112,7 @@ def test_the_others_that_were_trained_here_are_named_beside_the_best(run):
 
 def test_all_parts_are_there(page):
     sections = [attributes["id"] for tag, attributes in page[1].elements if tag == "section"]
-    assert sections == ["stages", "results", "types", "gallery", "training", "judge", "problems"]
+    assert sections == ["stages", "results", "types", "gallery", "training", "judge", "metrics", "problems"]
     text = page[1].text
     for name in (
         "train_byg",
@@ -170,7 +170,7 @@ def test_artifact_and_tables(run, tmp_path):
     assert context.out.read_text("report.html").startswith("<!doctype html>")
     rows = list(csv.DictReader(io.StringIO(context.out.read_text("tables/scores.csv"))))
     assert len(rows) == 30 * len(SHARE_RIGHT)
-    assert {"summary", "comparisons", "agreement"} <= {
+    assert {"summary", "comparisons", "agreement", "discrimination"} <= {
         name.removeprefix("tables/").removesuffix(".csv") for name in context.out.list(".csv", recursive=True)
     }
 
