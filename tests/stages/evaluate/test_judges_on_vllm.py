@@ -130,7 +130,8 @@ def test_passes_answers_that_are_known_and_the_figures_again(tmp_path, edits, mo
 def test_what_cannot_be_read_or_is_too_long_is_unscored_and_said(tmp_path, edits):
     words = tmp_path / "prompts.json"
     words.write_text(json.dumps(dict.fromkeys(EDIT_TYPES, "<edit_prompt>" + "1: nothing was done. " * 100)))
-    for prompts, num_attempts, reason in ((None, 2, "judge imgedit: "), (str(tmp_path), 1, "maximum context length")):
+    too_long = "tokens of words alone don't fit into max_model_len = 1600"
+    for prompts, num_attempts, reason in ((None, 2, "judge imgedit: "), (str(tmp_path), 1, too_long)):
         context = make_context(tmp_path / str(num_attempts), "evaluate")
         fields = {"judge_task": "imgedit", "judge_prompts": prompts, "judge_attempts": 2, "num_resamples": 100}
         evaluate_edits(edits, EvaluateConfig(num_workers=1, judge=MODEL, **fields), context)
