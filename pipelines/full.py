@@ -127,7 +127,8 @@ def is_used(configs: Mapping[str, Any], need: str) -> bool:
     if need.startswith("train_"):
         return need in trained
     learners = {"ingest": UNPAIRED, "customize": ("train_customization",)}
-    learners |= {name: [stage for stage in UNPAIRED if _tuples(configs[stage]) == name] for name in ROWS}
+    there = [stage for stage in UNPAIRED if stage in configs]  # a profile's targets may leave some out
+    learners |= {name: [stage for stage in there if _tuples(configs[stage]) == name] for name in ROWS}
     learners |= dict.fromkeys(("verify_clips", "video_prompts"), ("train_byg_video",))
     if need in learners:
         return not trained.isdisjoint(learners[need])

@@ -4,9 +4,10 @@
 
 gedit    METHOD/fullset/TASK/LANGUAGE/KEY.png, and the source beside it as KEY_SRCIMG.png
 imgedit  METHOD/KEY.png; where its judge was asked, its result.json, average_score.json and typescore.json, too
-items    METHOD/ITEM_ID.png, for every other benchmark, and for edit.folders of another run
+items    METHOD/ITEM_ID.png, for every other benchmark, and for edit.folders of another run; of clips (--stage
+         edit_video) METHOD/ITEM_ID.mp4, without loss
 
-Exit code 1 if an item has no picture: the official scripts would wait for it or leave it out.
+Exit code 1 if an item has no edit: the official scripts would wait for it or leave it out.
 """
 
 from __future__ import annotations
@@ -20,16 +21,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow.parquet as pq
-from PIL import Image
 
 from cluster.artifacts import MANIFEST, artifact_folder
 from cluster.errors import FAILED, OK, RequestError, exit_code
 from cluster.folder import Folder
 from stages.evaluate.imgedit_scores import write_scores
 from stages.evaluate.tables import BENCHMARK_COLUMNS, EDITS_COLUMNS, read_image
+from stages.train.backbones.clip_files import FRAME_MILLISECONDS, clip_seconds, read_clip
+from stages.train.backbones.video_files import write_video
 
+CLIPS = "edit_video"
 LAYOUTS = ("gedit", "imgedit", "items")
-EDIT_STAGES = ("edit", "edit_customization")
+EDIT_STAGES = ("edit", "edit_customization", CLIPS)
 REPLY_COLUMNS = ("item_id", "method", "call", "text")  # of a table of the judge's raw replies
 NUMBERED = ("pass", "attempt")  # the reply that counts is the first pass's last attempt
 IMGEDIT_CALL = "imgedit"
@@ -55,18 +58,20 @@ def _export(arguments: argparse.Namespace) -> int:
     items = _items(benchmark, arguments.layout)
     out, counts = Folder(arguments.out), collections.Counter()
     lacking: dict[str, str] = {}
-    for row in _rows(edits, EDITS_COLUMNS, ("reason",)):
+    noun, suffix = ("clip", "mp4") if arguments.stage == CLIPS else ("picture", "png")
+    lengths = _clip_lengths(edits, benchmark) if noun == "clip" else {}
+    for row in _rows(edits, EDITS_COLUMNS, ("reason", "clip")):
         method = row["method"]
         if arguments.methods and method not in arguments.methods:
             continue
         try:
-            image = read_image(row["image"] or b"")
+            data = _as_video(row["clip"], lengths[method]) if noun == "clip" else _as_png(row["image"] or b"")
         except (OSError, ValueError, SyntaxError):
-            lacking.setdefault(method, f"{row['item_id']} ({row.get('reason') or 'it has no picture'})")
+            lacking.setdefault(method, f"{row['item_id']} ({row.get('reason') or f'it has no {noun}'})")
             counts[method] += 0
             continue
         name = _name(arguments.layout, method, row["item_id"])
-        out.write_bytes(f"{name}.png", _as_png(row["image"], image), durable=False)
+        out.write_bytes(f"{name}.{suffix}", data, durable=False)
         counts[method] += 1
     if not counts:
         raise RequestError(f"{arguments.run}: {arguments.stage} has no edits by {arguments.methods or 'any method'}.")
@@ -76,8 +81,8 @@ def _export(arguments: argparse.Namespace) -> int:
         _write_judged(out, summary, arguments.run, {item_id: row["edit_type"] for item_id, row in items.items()})
     num_expected = _num_expected(benchmark, len(items))
     for method, count in counts.items():
-        example = f"; without a picture is {lacking[method]}" if method in lacking else ""
-        print(f"{out.path(method)}: {count} of {num_expected} pictures{example}")
+        example = f"; without a {noun} is {lacking[method]}" if method in lacking else ""
+        print(f"{out.path(method)}: {count} of {num_expected} {noun}s{example}")
     return OK if all(count == num_expected for count in counts.values()) else FAILED
 
 
@@ -147,7 +152,9 @@ def _name(layout: str, method: str, item_id: str) -> str:
     return f"{method}/fullset/{item_id}" if layout == "gedit" else f"{method}/{item_id}"
 
 
-def _as_png(data: bytes, image: Image.Image) -> bytes:
+def _as_png(data: bytes) -> bytes:
+    """The picture as PNG. Raises as `read_image` does."""
+    image = read_image(data)
     if data.startswith(b"\x89PNG"):
         return data
     buffer = io.BytesIO()
@@ -155,9 +162,22 @@ def _as_png(data: bytes, image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def _as_video(data: bytes | None, num_frames: int | None) -> bytes:
+    """The clip as an MP4 file without loss. Raises as `read_clip` does."""
+    seconds = clip_seconds(data or b"")
+    return write_video(read_clip(data, num_frames), seconds or FRAME_MILLISECONDS / 1000)
+
+
+def _clip_lengths(edits: Folder, benchmark: Folder) -> dict[str, int | None]:
+    """The frames of each method's clips: as many as it was to make; of what others made, as many as sources have."""
+    made, given = (folder.read_json(MANIFEST)["config"] for folder in (edits, benchmark))
+    lengths = dict.fromkeys(made.get("folders", {}), given.get("num_frames"))
+    return collections.defaultdict(lambda: made.get("num_frames"), lengths)
+
+
 def _write_sources(out: Folder, benchmark: Folder, methods: Sequence[str]) -> None:
     for row in _rows(benchmark, BENCHMARK_COLUMNS, only=("item_id", "image")):
-        data = _as_png(row["image"], read_image(row["image"]))
+        data = _as_png(row["image"])
         for method in methods:
             out.write_bytes(f"{_name('gedit', method, row['item_id'])}_SRCIMG.png", data, durable=False)
 

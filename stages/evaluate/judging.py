@@ -110,7 +110,7 @@ class _Judging:
                     self._keep(name, names)
                     continue
                 if self.judge.resizes and image.size != source.size:
-                    image = image.resize(source.size, Image.Resampling.LANCZOS)
+                    image = image.resize(source.size, Image.Resampling.BICUBIC)
                 key = f"{edit['method']}/{item['item_id']}"
                 self.place[key] = (
                     name,

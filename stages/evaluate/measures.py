@@ -36,6 +36,8 @@ class MeasureShard:
     metrics: Sequence[str]
     out: Folder
     motion: MotionMeasure | None = None
+    num_frames: int | None = None
+    """Of the benchmark's clips: their files have alike neighbours as one."""
 
     def __call__(self, shard: str) -> None:
         rows = []
@@ -60,7 +62,7 @@ class MeasureShard:
             return row | {"unscored": f"image: {' '.join(str(error).split())[:200]}"}
         row |= {"width": image.width, "height": image.height}
         # as GEdit-Bench does, the edit is brought to its source's size before it is compared
-        edited = np.asarray(image if image.size == source.size else image.resize(source.size, Image.Resampling.LANCZOS))
+        edited = np.asarray(image if image.size == source.size else image.resize(source.size, Image.Resampling.BICUBIC))
         original = np.asarray(source)
         if "pixels" in self.metrics:
             row |= pixel_metrics(edited, original)
@@ -71,7 +73,7 @@ class MeasureShard:
     def _measure_clip(self, item: Mapping[str, Any], edit: Mapping[str, Any]) -> dict[str, Any]:
         """Of an edited clip. Raises as `read_clip` does, and ValueError where the edit has another size."""
         given, known = (item["clip"], edit.get("clip")), num_clip_frames(item["metadata"])
-        num_frames = known or max(len(read_clip(data)) for data in given)
+        num_frames = known or self.num_frames or max(len(read_clip(data)) for data in given)
         source, edited = ([np.asarray(frame) for frame in read_clip(data, num_frames)] for data in given)
         row: dict[str, Any] = {}
         if "pixels" in self.metrics:

@@ -58,7 +58,8 @@ def evaluate_edits(inputs: Mapping[str, Artifact], config: EvaluateConfig, conte
 
     measures = {f"measures/{name}": file for name, file in files.items()}
     motion = config.motion if isinstance(config, EvaluateVideoConfig) else None
-    work = MeasureShard(benchmark, measures, config.metrics, context.out, motion and MotionMeasure(motion))
+    length = inputs[stage].manifest.config.get("num_frames")
+    work = MeasureShard(benchmark, measures, config.metrics, context.out, motion and MotionMeasure(motion), length)
     num_gpus = motion.num_gpus if motion else 0
     run_shards(list(measures), work, context=context, num_workers=config.num_workers, num_gpus=num_gpus)
     if config.judge is not None:
@@ -79,7 +80,7 @@ def evaluate_edits(inputs: Mapping[str, Artifact], config: EvaluateConfig, conte
     means = results(summary, methods, len(items))
     figures = {config.prefix + method: values for method, values in means.items()}
     context.set_rows(scores.num_rows)
-    incomplete = _incomplete(scores)
+    incomplete = _incomplete(scores, "clips" if isinstance(config, EvaluateVideoConfig) else "pictures")
     if config.judge is not None:
         incomplete += _silent(scores, judge.overall, "judge ")
     if config.perception is not None and config.perception.tifa is not None:
@@ -142,8 +143,10 @@ def _join(out: Folder, items: Mapping[str, Mapping[str, Any]], methods: Sequence
     return pa.Table.from_pylist(rows, SCORES_SCHEMA)
 
 
-def _incomplete(scores: pa.Table) -> list[str]:
-    """A line for each method that lacks a picture of an item, its source's or its edit's; a judge's silence is none."""
+def _incomplete(scores: pa.Table, what: str) -> list[str]:
+    """A line for each method that lacks a picture (clip) of an item, its source's or its edit's; a judge's silence is
+    none.
+    """
     lines = []
     reasons: dict[str, list[tuple[str, str]]] = {}
     for method, item_id, reason in zip(
@@ -156,7 +159,7 @@ def _incomplete(scores: pa.Table) -> list[str]:
         if found:
             num_items = sum(name == method for name in scores["method"].to_pylist())
             lines.append(
-                f"{method} has pictures of {num_items - len(found)} of {num_items} items; {found[0][0]}: {found[0][1]}"
+                f"{method} has {what} of {num_items - len(found)} of {num_items} items; {found[0][0]}: {found[0][1]}"
             )
     return lines
 

@@ -13,9 +13,9 @@ CLIPS = {
 }  # fmt: skip
 
 
-def made(profile: str, *settings: str) -> set[str]:
+def made(profile: str, *settings: str, targets: tuple[str, ...] = ()) -> set[str]:
     found = read_profile(find_profile(profile, PROFILES))
-    targets = found.targets or ("report",)
+    targets = targets or found.targets or ("report",)
     stages = leading_to(STAGES, targets)
     values = apply_settings(found.values, settings)
     configs = build_configs({stage.name: stage.config for stage in ordered(stages)}, values)
@@ -43,6 +43,15 @@ def test_a_profile_may_have_both_and_methods_without_training_need_none():
     assert both >= CLIPS | {"train_byg", "caption", "edit", "evaluate"}
     untrained = made("byg-video", "edit_video.methods=[copy,sdedit]")
     assert untrained == {"video_benchmark", "video_validation", "edit_video", "evaluate_video", "report"}
+
+
+@pytest.mark.parametrize("kind", ["", "_video", "_customization"])
+def test_one_kind_of_edits_may_be_the_target(kind, tmp_path):
+    (tmp_path / "one.yaml").write_text(f"edit{kind}: {{methods: [copy]}}")
+    benchmark = f"{kind}_benchmark".removeprefix("_")
+    validation = {f"{kind}_validation".removeprefix("_")} if kind != "_customization" else set()
+    wanted = {benchmark, f"edit{kind}", f"evaluate{kind}"} | validation
+    assert made(str(tmp_path / "one.yaml"), targets=(f"evaluate{kind}",)) == wanted
 
 
 def test_real_data_take_the_place_of_made_up_ones():

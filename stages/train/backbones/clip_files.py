@@ -13,15 +13,21 @@ FRAME_MILLISECONDS = 160
 MAX_PIXELS = 200_000_000  # of all frames of a clip together
 
 
-def write_clip(frames: Sequence[Image.Image]) -> bytes:
-    """The frames as a lossless animated WebP; the format keeps neighbours that are alike as one frame that lasts."""
+def write_clip(frames: Sequence[Image.Image], seconds: float | None = None) -> bytes:
+    """The frames as a lossless animated WebP; the format keeps neighbours that are alike as one frame that lasts.
+
+    `seconds`: how long they last together, to the millisecond; None: FRAME_MILLISECONDS each.
+    """
+    num_frames = len(frames)
+    total = FRAME_MILLISECONDS * num_frames if seconds is None else 1000 * seconds
+    edges = [round(total * index / num_frames) for index in range(num_frames + 1)]
     buffer = io.BytesIO()
     frames[0].save(
         buffer,
         "WEBP",
         save_all=True,
         append_images=list(frames[1:]),
-        duration=FRAME_MILLISECONDS,
+        duration=[after - before for before, after in itertools.pairwise(edges)],
         loop=0,
         lossless=True,
     )

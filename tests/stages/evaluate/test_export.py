@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from cluster.folder import Folder
-from stages.edit.folders import FolderSettings, find_pictures, read_edit
+from stages.edit.folders import FolderSettings, find_edits, read_picture
 from stages.edit.shard import EDITS_SCHEMA
 from stages.evaluate import export
 from stages.evaluate.imgedit_scores import item_score, type_scores
@@ -63,8 +63,8 @@ def test_gedit_layout(tmp_path, capsys):
     source = Image.open(io.BytesIO(png(1, (12, 8), "JPEG"))).convert("RGB")
     assert np.array_equal(pixels(out / "ours/fullset/subject-add/en/k1_SRCIMG.png"), np.asarray(source))
     settings = FolderSettings(path=str(out / "ours"))
-    found = find_pictures("ours", settings, GEDIT)
-    assert not found.unknown and read_edit(found, settings, GEDIT[1], (10, 8))["image"] == png(51)
+    found = find_edits("edit.folders.ours.path", settings, GEDIT)
+    assert not found.unknown and read_picture(found, settings, GEDIT[1], (10, 8)) == png(51)
 
 
 def test_a_picture_that_is_missing_is_named_and_the_exit_code_is_1(tmp_path, capsys):

@@ -85,6 +85,25 @@ def test_every_published_form_of_an_answer_is_read(tmp_path, capsys):
 GUESS = {"score": [9], "reasoning": "guess_if_cannot_parse | no idea"}
 
 
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"", "is no JSON (line 1, column 1: Expecting value); its items are unscored."),
+        ('{"\u00e4": {"score": [8, 9]}}'.encode("latin-1"), "isn't UTF-8 (byte 2); its items are unscored."),
+        ('{"1": {"score": [8, 9]}}'.encode("utf-16"), "isn't UTF-8 (byte 0); its items are unscored."),
+        (b'{"1": {"score": [8, %s]}}' % (b"9" * 5000), "can't be read (Exceeds the limit"),
+        (b"[" * 100_000, "can't be read (maximum recursion depth exceeded"),
+        (b"5", "is neither an object {item: answer} nor a list of answers"),
+    ],
+)
+def test_a_file_of_answers_that_cannot_be_read(tmp_path, capsys, data, told):
+    answers = {"color/a/SC": data, "color/a/PQ": {"1": answer(4, 4)}, "color/b/SC": {"1": answer(9, 8)}}
+    code, figures, _, errors = run(capsys, "--viescore", write(tmp_path, answers | {"color/b/PQ": {"1": answer(2, 2)}}))
+    assert code == 1 and len(errors) == 1 and errors[0].startswith(f"color/a/SC.json: {told}")
+    assert has(figures["color", "b", OVERALL], 4.0, 1, 1) and figures["color", "a", OVERALL]["n"] == 0
+    assert has(figures["color", "a", "pq_mean"], 4.0, 1, 1)
+
+
 def test_what_cannot_be_scored_is_named_and_left_out(tmp_path, capsys):
     doubled = b'{"1": {"score": [9, 9]}, "2": {"score": [4, 4]}, "1": {"score": [8, 8]}}'
     answers = {
@@ -215,7 +234,7 @@ def test_bad_ratings_are_named_and_left_out(tmp_path, capsys):
     assert has(figures["edit", "a", "sc_mean"], 1.0, 1, 4)
     assert has(figures["edit", "b", "sc_mean"], (1 + 0) / 2, 2, 4)
     assert sorted(line.split(", so")[0] for line in errors) == [
-        "edit/rater1.tsv: x, b: '[2, 0]' is out of the range 0 to 1",
+        "edit/rater1.tsv: x, b: '[2, 0]' is out of the range 0 to 1 (--max-rating)",
         "edit/rater1.tsv: y, a: '[1]' is not [SC, PQ], two numbers",
         "edit/rater1.tsv: z, b: 'good' is not [SC, PQ], two numbers",
         "edit/rater2.tsv: has no column 'b'",
@@ -226,6 +245,18 @@ def test_bad_ratings_are_named_and_left_out(tmp_path, capsys):
         "between tabs; the rater is left out.",
     ]
     assert run(capsys, "--ratings", str(tmp_path), "--max-rating", "2")[1]["edit", "b", "sc_mean"]["n"] == 3
+
+
+def test_a_table_of_ratings_that_cannot_be_read(tmp_path, capsys):
+    folder = ratings(tmp_path, {"rater1": "uid | a\nx | [1, 1]\ny | [0, 1]\n", "deep": f"uid | a\nx | {'[' * 5000}\n"})
+    (tmp_path / "edit" / "rater2.tsv").write_bytes("uid\t\u00e4\nx\t[1, 1]\n".encode("latin-1"))
+    code, figures, _, errors = run(capsys, "--ratings", folder)
+    assert code == 1 and figures["edit", "a", "sc_mean"]["n_expected"] == 2
+    assert sorted(errors) == [
+        f"edit/deep.tsv: x, a: {'[' * 60!r} is not [SC, PQ], two numbers, so the item is unscored.",
+        "edit/deep.tsv: y: another rater has rated this item, this one has no row.",
+        "edit/rater2.tsv: isn't UTF-8 (byte 4); the rater is left out. Save it as UTF-8.",
+    ]
 
 
 def test_files_without_any_score_are_named(tmp_path, capsys):

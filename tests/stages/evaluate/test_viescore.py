@@ -46,6 +46,11 @@ def test_parse_reads_scores(answer):
         ('{"score": [true, 3]}', "score_not_two_numbers"),
         ('{"score": [11, 3]}', "score_out_of_range"),
         ('{"score": [NaN, 3]}', "score_out_of_range"),
+        ('{"score": [Infinity, 3]}', "score_out_of_range"),
+        # a judge that repeats itself
+        ('{"score": [1%s, 3]}' % ("0" * 400), "score_out_of_range"),  # no float has so many digits
+        ('{"score": [1%s, 3]}' % ("0" * 5000), "no_json"),  # Python reads no such number
+        ('{"score": %s}' % ("[" * 5000), "no_json"),
     ],
 )
 def test_unreadable_answers_stay_unscored(answer, reason):

@@ -15,6 +15,7 @@ EDIT_TYPES = ("extract", "style", "add", "adjust", "background", "replace", "rem
 CALL = "imgedit"
 NUM_SCORES, MIN_SCORE, MAX_SCORE = 3, 1, 5
 MAX_TOKENS = 512
+MAX_DIGITS = 9  # a judge that repeats itself writes numbers of thousands
 
 
 def _own() -> Prompts:
@@ -68,7 +69,7 @@ def parse(text: str) -> list[int] | str:
     """
     answer = text.rsplit("</think>", 1)[-1].split("<think>", 1)[0]
     parts = [line.strip().split(": ") for line in answer.splitlines()]
-    numbers = [int(part[1]) for part in parts if len(part) == 2 and part[1].isdecimal()]
+    numbers = [int(part[1][:MAX_DIGITS]) for part in parts if len(part) == 2 and part[1].isdecimal()]
     if not numbers:
         return "no_score"
     if len(numbers) != NUM_SCORES:
