@@ -63,7 +63,11 @@ QUESTIONS = (  # the judge's score, the oracle's answer to the same question, an
     ("judge_over_editing", "preservation", JUDGE_THRESHOLD),
     ("judge_p_done", "edit_success", 0.5),
     ("judge_p_kept", "preservation", 0.5),
+    ("judge_p_right", "whole_scene_right", 0.5),
+    ("judge_prompt_following", "edit_success", JUDGE_THRESHOLD),
+    ("judge_identity", "preservation", JUDGE_THRESHOLD),
 )
+OF_CUSTOMIZATION = {"judge_p_done": "whole_scene_right"}  # it is asked for the very object in its new setting
 
 SCORES_SCHEMA = pa.schema(
     [
@@ -244,9 +248,11 @@ def judge_agreement(scores: pa.Table) -> pa.Table:
     """
     columns = ScoreColumns.of(scores)
     rows: list[dict[str, Any]] = []
+    other = OF_CUSTOMIZATION if set(columns.edit_type) == {"customization"} else {}
     for method in [ALL, *columns.methods]:
         chosen = np.arange(len(columns.method)) if method == ALL else columns.rows(method, ALL)
         for judge_metric, oracle_metric, threshold in QUESTIONS:
+            oracle_metric = other.get(judge_metric, oracle_metric)
             judged = columns.values[judge_metric][chosen]
             yes = np.where(np.isnan(judged), np.nan, judged >= threshold)
             result = agreement(yes, columns.values[oracle_metric][chosen])
