@@ -50,10 +50,10 @@ def recompute_run(summary_url: str) -> Rescored:
     place, _, name = summary_url.rpartition("/")
     try:
         summary = Folder(place).read_json(name)
-        stages = summary["stages"]
+        stages = {stage: dict(record) for stage, record in summary["stages"].items()}
     except OSError:
         raise RequestError(f"{summary_url}: there is no such file. Give a run's summary.json.") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RequestError(f"{summary_url}: is no run's summary ({error}).") from None
     result, num_found = Rescored(), 0
     for stage, record in stages.items():
@@ -90,13 +90,13 @@ def _recompute(artifact: Artifact, written_results: Mapping[str, Any], summary_n
     task, folder, manifest = artifact.stage, artifact.folder, artifact.manifest
     scores, unscored = _read_scores(folder, task)
     result.problems += unscored
-    if folder.exists(REPLIES):
+    replies = _written(artifact, REPLIES, result)
+    if replies is not None:
         judge = get_judge(manifest.config["judge_task"])  # what its numbers mean doesn't depend on its words
-        replies = folder.read_table(REPLIES)
         result.problems += _check_columns(task, scores, judge, replies)
         noise = judge_noise(judge, replies)
-        if folder.exists(NOISE):
-            result.problems += _differences(f"{task}/{NOISE}", noise, folder.read_table(NOISE), ("method", "metric"))
+        if (written := _written(artifact, NOISE, result)) is not None:
+            result.problems += _differences(f"{task}/{NOISE}", noise, written, ("method", "metric"))
         result.figures += _noise_figures(task, noise, len(set(scores["item_id"].to_pylist())))
     else:  # a run before there was such a table
         result.problems += _check_texts(task, scores)
@@ -108,8 +108,8 @@ def _recompute(artifact: Artifact, written_results: Mapping[str, Any], summary_n
         "figures/agreement.parquet": judge_agreement(scores),
     }
     for name, table in tables.items():
-        if folder.exists(name):
-            result.problems += _differences(f"{task}/{name}", table, folder.read_table(name), TABLES[name])
+        if (written := _written(artifact, name, result)) is not None:
+            result.problems += _differences(f"{task}/{name}", table, written, TABLES[name])
     summary = tables["figures/summary.parquet"]
     methods = list(dict.fromkeys(scores["method"].to_pylist()))
     num_expected = len(set(scores["item_id"].to_pylist()))
@@ -130,6 +130,18 @@ def _recompute(artifact: Artifact, written_results: Mapping[str, Any], summary_n
         for r in tables["figures/comparisons.parquet"].to_pylist()
         if r["edit_type"] == ALL
     ]  # fmt: skip
+
+
+def _written(artifact: Artifact, name: str, result: Rescored) -> pa.Table | None:
+    """A table that the run wrote; None if it wrote none, and with a problem where it can't be read any more."""
+    if not artifact.folder.exists(name) and name not in artifact.manifest.files:
+        return None
+    try:
+        return artifact.folder.read_table(name)
+    except (OSError, pa.ArrowInvalid) as error:
+        reason = "is gone" if isinstance(error, FileNotFoundError) else f"can't be read ({error})"
+        result.problems.append(Problem(f"{artifact.stage}/{name}", "", f"{reason}, so nothing is held against it."))
+        return None
 
 
 def _read_scores(folder: Folder, task: str) -> tuple[pa.Table, list[Problem]]:

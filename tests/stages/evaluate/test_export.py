@@ -112,10 +112,25 @@ def test_what_cannot_be_exported(tmp_path, capsys):
     assert "no finished stage edit_customization; it has edit, ingest_benchmark" in refused(
         "--layout", "items", "--stage", "edit_customization"
     )
-    assert "no edits by ['other']" in refused("--layout", "items", "--methods", "other")
+    told = "edit has no edits by other; it has some by ours, theirs"
+    assert told in refused("--layout", "items", "--methods", "ours", "other")
     assert "is no summary.json of a run" in refused("--layout", "items", run=str(tmp_path / "summary.json"))
+    (tmp_path / "odd.json").write_text('{"stages": {"edit": "ran"}}')
+    assert "is no summary.json of a run" in refused("--layout", "items", run=str(tmp_path / "odd.json"))
+    (tmp_path / "out").write_text("a file")
+    assert "--out" in (said := refused("--layout", "items")) and "can't be written (Not a directory)" in said
+    (tmp_path / "out").unlink()
     assert export.main(["--run", summary, "--layout", "items", "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "ours" / "a" / "b.png").exists()
+    table = tmp_path / "root" / "edit" / "ffff" / "edits" / "00000.parquet"
+    size = table.stat().st_size
+    for data, wrong in (
+        (bytes(size), "00000.parquet can't be read ("),
+        (b"PAR1", "00000.parquet of the artifact has 4 b"),
+    ):
+        table.write_bytes(data)
+        assert export.main(["--run", summary, "--layout", "items", "--out", str(tmp_path / "out")]) == 1
+        assert wrong in capsys.readouterr().err
     Folder(tmp_path / "root" / "edit" / "ffff").remove("manifest.json")
     assert "the artifact of edit isn't at /gone/edit/ffff any more" in refused("--layout", "items")
 
