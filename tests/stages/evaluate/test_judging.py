@@ -1,10 +1,12 @@
 """The judges within the stage: tables, figures, answers that are known, the export, and what goes wrong."""
 
+import io
 import json
 import math
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import stages.evaluate.stage
 from cluster.artifacts import commit
@@ -104,9 +106,12 @@ def test_imgedit(evaluate):
 
 
 def test_viescore_shows_the_edit_in_its_sources_size(evaluate):
-    context, _ = evaluate(good)
+    context, engine = evaluate(good)
     row = context.out.read_table("judge_replies.parquet").to_pylist()[0]
     assert (row["width"], row["height"]) == (12, 8)
+    shown = next(r for r in engine.asked if r.key == "pq:ours/1").messages[0]["content"][0]["image"]
+    as_the_script = Image.open(io.BytesIO(picture(11, (20, 10)))).resize((12, 8))  # Pillow's default for RGB: bicubic
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(shown))), np.asarray(as_the_script))
 
 
 def summary_of(tmp_path, context, inputs):
