@@ -27,7 +27,7 @@ from cluster.artifacts import MANIFEST, damage, read_artifact
 from cluster.errors import FAILED, OK, RequestError, UserError, exit_code
 from cluster.folder import Folder
 from stages.evaluate.imgedit_scores import write_scores
-from stages.evaluate.tables import BENCHMARK_COLUMNS, EDITS_COLUMNS, read_image
+from stages.evaluate.tables import BENCHMARK_COLUMNS, EDITS_COLUMNS, MISSING_COLUMNS, read_image
 from stages.train.backbones.clip_files import FRAME_MILLISECONDS, clip_seconds, read_clip
 from stages.train.backbones.video_files import write_video
 
@@ -84,9 +84,11 @@ def _export(arguments: argparse.Namespace) -> int:
     if arguments.layout == "imgedit":
         _write_judged(out, summary, arguments.run, {item_id: row["edit_type"] for item_id, row in items.items()})
     num_expected = _num_expected(benchmark, len(items))
+    absent = next((f"{row['item_id']} ({row['reason']})" for row in _rows(benchmark, MISSING_COLUMNS)), None)
     for method, count in counts.items():
-        example = f"; without a {noun} is {lacking[method]}" if method in lacking else ""
-        print(f"{out.path(method)}: {count} of {num_expected} {noun}s{example}")
+        example = lacking.get(method) or (absent if count < num_expected else None)
+        told = f"; without a {noun} is {example}" if example else ""
+        print(f"{out.path(method)}: {count} of {num_expected} {noun}s{told}")
     return OK if all(count == num_expected for count in counts.values()) else FAILED
 
 

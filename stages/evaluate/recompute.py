@@ -16,7 +16,7 @@ from cluster.artifacts import Artifact, Manifest, artifact_folder, read_artifact
 from cluster.errors import RequestError, UserError
 from cluster.folder import Folder
 from stages.evaluate.figures import Comparison, Figure, Problem, Rescored
-from stages.evaluate.judge_replies import NOISE, REPLIES, columns_of, grouped, judge_noise
+from stages.evaluate.judge_replies import NOISE, NOISE_SCHEMA, REPLIES, REPLIES_SCHEMA, columns_of, grouped, judge_noise
 from stages.evaluate.judges.judge import Judge
 from stages.evaluate.judges.tasks import get_judge
 from stages.evaluate.judges.viescore.prompt import Scores, overall, parse
@@ -90,12 +90,12 @@ def _recompute(artifact: Artifact, written_results: Mapping[str, Any], summary_n
     task, folder, manifest = artifact.stage, artifact.folder, artifact.manifest
     scores, unscored = _read_scores(folder, task)
     result.problems += unscored
-    replies = _written(artifact, REPLIES, result)
+    replies = _written(artifact, REPLIES, result, REPLIES_SCHEMA.names)
     if replies is not None:
         judge = get_judge(manifest.config["judge_task"])  # what its numbers mean doesn't depend on its words
         result.problems += _check_columns(task, scores, judge, replies)
         noise = judge_noise(judge, replies)
-        if (written := _written(artifact, NOISE, result)) is not None:
+        if (written := _written(artifact, NOISE, result, NOISE_SCHEMA.names)) is not None:
             result.problems += _differences(f"{task}/{NOISE}", noise, written, ("method", "metric"))
         result.figures += _noise_figures(task, noise, len(set(scores["item_id"].to_pylist())))
     else:  # a run before there was such a table
@@ -108,7 +108,7 @@ def _recompute(artifact: Artifact, written_results: Mapping[str, Any], summary_n
         "figures/agreement.parquet": judge_agreement(scores),
     }
     for name, table in tables.items():
-        if (written := _written(artifact, name, result)) is not None:
+        if (written := _written(artifact, name, result, TABLES[name])) is not None:
             result.problems += _differences(f"{task}/{name}", table, written, TABLES[name])
     summary = tables["figures/summary.parquet"]
     methods = list(dict.fromkeys(scores["method"].to_pylist()))
@@ -132,16 +132,21 @@ def _recompute(artifact: Artifact, written_results: Mapping[str, Any], summary_n
     ]  # fmt: skip
 
 
-def _written(artifact: Artifact, name: str, result: Rescored) -> pa.Table | None:
-    """A table that the run wrote; None if it wrote none, and with a problem where it can't be read any more."""
+def _written(artifact: Artifact, name: str, result: Rescored, columns: Sequence[str] = ()) -> pa.Table | None:
+    """A table that the run wrote; None if it wrote none, and with a problem where it can't be read any more, or lacks
+    one of the `columns`.
+    """
     if not artifact.folder.exists(name) and name not in artifact.manifest.files:
         return None
     try:
-        return artifact.folder.read_table(name)
+        table = artifact.folder.read_table(name)
+        if not (lacking := [column for column in columns if column not in table.column_names]):
+            return table
+        reason = f"has no column {lacking[0]!r}"
     except (OSError, pa.ArrowInvalid) as error:
         reason = "is gone" if isinstance(error, FileNotFoundError) else f"can't be read ({error})"
-        result.problems.append(Problem(f"{artifact.stage}/{name}", "", f"{reason}, so nothing is held against it."))
-        return None
+    result.problems.append(Problem(f"{artifact.stage}/{name}", "", f"{reason}, so nothing is held against it."))
+    return None
 
 
 def _read_scores(folder: Folder, task: str) -> tuple[pa.Table, list[Problem]]:

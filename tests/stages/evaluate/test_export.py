@@ -73,6 +73,13 @@ def test_a_picture_that_is_missing_is_named_and_the_exit_code_is_1(tmp_path, cap
     assert export.main(command) == 1
     assert "theirs: 2 of 3 pictures; without a picture is subject-add/en/k0 (missing: none)" in capsys.readouterr().out
     assert export.main([*command, "--methods", "ours"]) == 0
+    folder = Folder(tmp_path / "root" / "ingest_benchmark" / "ffff")
+    missing = {"item_id": "text_change/en/k7", "source_id": "x", "edit_type": "text_change", "reason": "absent: no k7"}
+    folder.write_table("missing/absent.parquet", pa.Table.from_pylist([missing]))
+    folder.write_json("benchmark.json", {"num_expected": 4})
+    capsys.readouterr()
+    assert export.main([*command, "--methods", "ours"]) == 1
+    assert "ours: 3 of 4 pictures; without a picture is text_change/en/k7 (absent: no k7)" in capsys.readouterr().out
 
 
 def test_imgedit_layout_with_the_judges_files(tmp_path):

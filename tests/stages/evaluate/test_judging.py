@@ -172,6 +172,15 @@ def test_a_score_that_the_replies_do_not_give_is_named(tmp_path, evaluate, input
     assert wanted in capsys.readouterr().err
 
 
+def test_replies_in_another_form_are_named(tmp_path, evaluate, inputs, capsys):
+    context, _ = evaluate(three, judge_task="imgedit")
+    context.out.write_table("judge_replies.parquet", context.out.read_table("judge_replies.parquet").drop(["pass"]))
+    assert rescore.main(["--run", summary_of(tmp_path, context, inputs)]) == 1
+    said = capsys.readouterr()
+    assert "judge_replies.parquet: has no column 'pass', so nothing is held against it." in said.err
+    assert "judge_imgedit_micro_mean" in said.out
+
+
 def test_answers_of_another_evaluation_in_the_root_are_taken(tmp_path, evaluate, monkeypatch):
     """Also of one that was stopped; of the same model and words alone."""
     first, engine = evaluate(good)
