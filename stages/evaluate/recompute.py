@@ -17,7 +17,7 @@ from cluster.errors import RequestError, UserError
 from cluster.folder import Folder
 from stages.evaluate.discrimination import WITHIN_ITEMS, discrimination
 from stages.evaluate.figures import Comparison, Figure, Problem, Rescored
-from stages.evaluate.judge_replies import NOISE, REPLIES, columns_of, grouped, judge_noise
+from stages.evaluate.judge_replies import NOISE, NOISE_SCHEMA, REPLIES, REPLIES_SCHEMA, columns_of, grouped, judge_noise
 from stages.evaluate.judges.judge import Judge
 from stages.evaluate.judges.tasks import get_judge
 from stages.evaluate.judges.viescore.prompt import Scores, overall, parse
@@ -53,10 +53,10 @@ def recompute_run(summary_url: str) -> Rescored:
     place, _, name = summary_url.rpartition("/")
     try:
         summary = Folder(place).read_json(name)
-        stages = summary["stages"]
+        stages = {stage: dict(record) for stage, record in summary["stages"].items()}
     except OSError:
         raise RequestError(f"{summary_url}: there is no such file. Give a run's summary.json.") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RequestError(f"{summary_url}: is no run's summary ({error}).") from None
     result, num_found = Rescored(), 0
     for stage, record in stages.items():
@@ -93,13 +93,13 @@ def _recompute(artifact: Artifact, written_results: Mapping[str, Any], summary_n
     task, folder, manifest = artifact.stage, artifact.folder, artifact.manifest
     scores, unscored = _read_scores(folder, task)
     result.problems += unscored
-    if folder.exists(REPLIES):
+    replies = _written(artifact, REPLIES, result, REPLIES_SCHEMA.names)
+    if replies is not None:
         judge = get_judge(manifest.config["judge_task"])  # what its numbers mean doesn't depend on its words
-        replies = folder.read_table(REPLIES)
         result.problems += _check_columns(task, scores, judge, replies)
         noise = judge_noise(judge, replies)
-        if folder.exists(NOISE):
-            result.problems += _differences(f"{task}/{NOISE}", noise, folder.read_table(NOISE), ("method", "metric"))
+        if (written := _written(artifact, NOISE, result, NOISE_SCHEMA.names)) is not None:
+            result.problems += _differences(f"{task}/{NOISE}", noise, written, ("method", "metric"))
         result.figures += _noise_figures(task, noise, len(set(scores["item_id"].to_pylist())))
     else:  # a run before there was such a table
         result.problems += _check_texts(task, scores)
@@ -112,8 +112,7 @@ def _recompute(artifact: Artifact, written_results: Mapping[str, Any], summary_n
         "figures/discrimination.parquet": discrimination(scores, **options),
     }
     for name, table in tables.items():
-        if folder.exists(name):
-            written = folder.read_table(name)
+        if (written := _written(artifact, name, result, TABLES[name])) is not None:
             if name == COMPARISONS and "p_floor" not in written.column_names:
                 result.notes.append(_older_p_values(task, table, written, options))
                 written = written.drop_columns(["p_value", "p_holm"])
@@ -139,6 +138,23 @@ def _recompute(artifact: Artifact, written_results: Mapping[str, Any], summary_n
         for r in tables[COMPARISONS].to_pylist()
         if r["edit_type"] == ALL
     ]  # fmt: skip
+
+
+def _written(artifact: Artifact, name: str, result: Rescored, columns: Sequence[str] = ()) -> pa.Table | None:
+    """A table that the run wrote; None if it wrote none, and with a problem where it can't be read any more, or lacks
+    one of the `columns`.
+    """
+    if not artifact.folder.exists(name) and name not in artifact.manifest.files:
+        return None
+    try:
+        table = artifact.folder.read_table(name)
+        if not (lacking := [column for column in columns if column not in table.column_names]):
+            return table
+        reason = f"has no column {lacking[0]!r}"
+    except (OSError, pa.ArrowInvalid) as error:
+        reason = "is gone" if isinstance(error, FileNotFoundError) else f"can't be read ({error})"
+    result.problems.append(Problem(f"{artifact.stage}/{name}", "", f"{reason}, so nothing is held against it."))
+    return None
 
 
 def _read_scores(folder: Folder, task: str) -> tuple[pa.Table, list[Problem]]:

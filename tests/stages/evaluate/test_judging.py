@@ -1,10 +1,12 @@
 """The judges within the stage: tables, figures, answers that are known, the export, and what goes wrong."""
 
+import io
 import json
 import math
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import stages.evaluate.stage
 from cluster.artifacts import commit
@@ -104,9 +106,12 @@ def test_imgedit(evaluate):
 
 
 def test_viescore_shows_the_edit_in_its_sources_size(evaluate):
-    context, _ = evaluate(good)
+    context, engine = evaluate(good)
     row = context.out.read_table("judge_replies.parquet").to_pylist()[0]
     assert (row["width"], row["height"]) == (12, 8)
+    shown = next(r for r in engine.asked if r.key == "pq:ours/1").messages[0]["content"][0]["image"]
+    as_the_script = Image.open(io.BytesIO(picture(11, (20, 10)))).resize((12, 8))  # Pillow's default for RGB: bicubic
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(shown))), np.asarray(as_the_script))
 
 
 def summary_of(tmp_path, context, inputs):
@@ -165,6 +170,15 @@ def test_a_score_that_the_replies_do_not_give_is_named(tmp_path, evaluate, input
     assert rescore.main(["--run", summary_of(tmp_path, context, inputs)]) == 1
     wanted = "ours 0 judge_imgedit: has 4.0, the judge's raw replies say 3.0."
     assert wanted in capsys.readouterr().err
+
+
+def test_replies_in_another_form_are_named(tmp_path, evaluate, inputs, capsys):
+    context, _ = evaluate(three, judge_task="imgedit")
+    context.out.write_table("judge_replies.parquet", context.out.read_table("judge_replies.parquet").drop(["pass"]))
+    assert rescore.main(["--run", summary_of(tmp_path, context, inputs)]) == 1
+    said = capsys.readouterr()
+    assert "judge_replies.parquet: has no column 'pass', so nothing is held against it." in said.err
+    assert "judge_imgedit_micro_mean" in said.out
 
 
 def test_answers_of_another_evaluation_in_the_root_are_taken(tmp_path, evaluate, monkeypatch):

@@ -396,6 +396,20 @@ def test_unscored_doubled_and_missing_rows_of_a_run(tmp_path, capsys):
     assert f"{start} copy 3: unscored (there is no row for it)." in errors
 
 
+def test_tables_of_a_run_that_are_broken_or_gone(tmp_path, capsys):
+    summary = write_run(tmp_path)
+    folder = tmp_path / "evaluate_video" / "ffff"
+    (folder / "figures" / "summary.parquet").write_bytes(b"x")
+    (folder / "figures" / "comparisons.parquet").unlink()
+    code, figures, _, errors = run(capsys, "--run", summary)
+    assert code == 1 and has(figures["evaluate_video", "ours", "edit_success_micro_mean"], 0.5, 4, 4)
+    assert errors[0].startswith("evaluate_video/figures/summary.parquet: can't be read (")
+    assert errors[1:] == ["evaluate_video/figures/comparisons.parquet: is gone, so nothing is held against it."]
+    (folder / "scores.parquet").write_bytes(b"PAR1")
+    code, _, _, errors = run(capsys, "--run", summary)
+    assert code == 1 and len(errors) == 1 and f"{folder}/scores.parquet: can't be read (" in errors[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -403,6 +417,7 @@ def test_unscored_doubled_and_missing_rows_of_a_run(tmp_path, capsys):
         (["--run", "a", "--viescore", "b"], 2, "--run stands alone"),
         (["--run", "{}/none.json"], 2, "no such file"),
         (["--run", "{}/text.json"], 2, "is no run's summary"),
+        (["--run", "{}/odd.json"], 2, "is no run's summary"),
         (["--viescore", "{}/none"], 2, "no such folder"),
         (["--viescore", "{}"], 1, "no answers here. Wanted are <task>/<method>/SC.json"),
         (["--ratings", "{}"], 1, "no ratings here. Wanted are tables <task>/*.tsv"),
@@ -411,6 +426,7 @@ def test_unscored_doubled_and_missing_rows_of_a_run(tmp_path, capsys):
 )
 def test_wrong_requests(tmp_path, capsys, arguments, code, message):
     (tmp_path / "text.json").write_text("[1]")
+    (tmp_path / "odd.json").write_text('{"stages": {"evaluate": "ran"}}')
     assert main([argument.format(tmp_path) for argument in arguments]) == code
     captured = capsys.readouterr()
     assert message in captured.err and len(captured.err.splitlines()) == 1
