@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster import record
-from cluster.chat import ChatReply, ChatRequest, first_cause, one_line
+from cluster.chat import ChatReply, ChatRequest
+from cluster.errors import first_cause, one_line
 from cluster.folder import Folder
 from cluster.vllm_arguments import engine_arguments, sampling_params
 

@@ -75,7 +75,7 @@ from stages.starter.stages import (
     make_video_benchmark,
     make_video_captions,
 )
-from stages.train.stage import (
+from stages.train.settings import (
     TrainByGConfig,
     TrainByGVideoConfig,
     TrainCustomizationConfig,
@@ -83,9 +83,8 @@ from stages.train.stage import (
     TrainNPEditConfig,
     TrainSFTConfig,
     TrainVideo4EditConfig,
-    train,
-    train_sources,
 )
+from stages.train.stage import train, train_sources
 
 # these only coordinate: the actors that they start ask for CPUs, GPUs and labels
 COORDINATE = Resources(cpus=0)
