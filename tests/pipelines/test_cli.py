@@ -128,7 +128,7 @@ def test_the_shipped_profiles_fit_the_pipeline(capsys, tmp_path):
     file.write_bytes(b"")
     downloads = {"source": tmp_path, "weights": file, "head": file}
     for profile in sorted((REPOSITORY / "pipelines" / "profiles").glob("*.yaml")):
-        values = read_profile(str(profile)).values
+        values = read_profile(profile).values
         given = [
             f"{key}={downloads[key.rpartition('.')[2]]}" for key, value in _leaves(values) if _is_download(key, value)
         ]
