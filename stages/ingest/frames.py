@@ -37,6 +37,8 @@ def sample_frames(
             if not container.streams.video:
                 raise UnusableVideo("unreadable: no video in the file")
             video = container.streams.video[0]
+            if video.codec_context is None:
+                raise UnusableVideo("unreadable: no decoder for it")
             if video.width * video.height > max_pixels:
                 raise UnusableVideo(f"too large: {video.width}x{video.height} pixels, over max_pixels={max_pixels}")
             if not video.width or not video.average_rate:

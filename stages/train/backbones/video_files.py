@@ -44,6 +44,8 @@ def open_video(stream: BinaryIO, suffix: str) -> Iterator[Video]:
             if not container.streams.video:
                 raise UnreadableVideo("no video in the file")
             video = container.streams.video[0]
+            if video.codec_context is None:
+                raise UnreadableVideo("no decoder for it")
             if not video.width or not video.height:
                 raise UnreadableVideo("its size isn't known")
             rate = video.average_rate if video.average_rate and 0 < video.average_rate <= MAX_RATE else None

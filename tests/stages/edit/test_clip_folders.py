@@ -24,7 +24,7 @@ from tests.stages.ingest.context import RUN_ID, make_context
 from tests.stages.ingest.pictures import noise, png
 
 SIZE, NUM_FRAMES, RATE = (48, 32), 6, 16
-ITEMS = [f"cartoon/{index}" for index in range(10)]
+ITEMS = [f"cartoon/{index}" for index in range(11)]
 
 
 def frames(seed, size=SIZE, num_frames=NUM_FRAMES):
@@ -65,7 +65,7 @@ def write(folder, name, data):
 
 @pytest.fixture
 def benchmark(tmp_path):
-    """Ten clips of six frames, at 16 a second."""
+    """Eleven clips of six frames, at 16 a second."""
     rows = [
         dict.fromkeys(CLIPS_SCHEMA.names, "")
         | {"item_id": item_id, "source_id": item_id, "edit_type": "cartoon", "metadata": "{}"}
@@ -121,7 +121,7 @@ def test_every_form_of_a_clip_is_read(run, tmp_path):
     write(folder, f"{ITEMS[4]}.mp4", lossless(twice))
     context, config = run(folders={"theirs": {"path": str(folder)}})
     rows = edits(context)
-    assert len(rows) == 10 and not told(context) and str(folder) in edit_sources(config)
+    assert len(rows) == 11 and not told(context) and str(folder) in edit_sources(config)
     assert not [row["reason"] for row in rows.values() if row["reason"]]
     for item_id in (*ITEMS[:3], *ITEMS[5:]):
         row = rows["theirs", item_id]
@@ -151,6 +151,7 @@ def test_what_is_wrong_with_a_clip_is_said_and_it_is_unscored(run, benchmark, tm
     write(folder, f"{ITEMS[4]}.mp4", video(frames(7, num_frames=9)))
     write(folder, f"{ITEMS[5]}.mp4", b"not a video")
     write(folder, f"{ITEMS[6]}.mp4", lossless(frames(7))[:-300])
+    write(folder, f"{ITEMS[9]}.mp4", lossless(frames(7)).replace(b"avc1", b"zzzz"))
     (folder / f"{ITEMS[7]}.mp4").unlink()
     for index in range(NUM_FRAMES):
         write(folder, f"{ITEMS[7]}/{index:05d}.png", png(index, SIZE if index < 4 else (24, 16)))
@@ -169,11 +170,12 @@ def test_what_is_wrong_with_a_clip_is_said_and_it_is_unscored(run, benchmark, tm
     assert reasons[ITEMS[6]] == "undecodable: cartoon/6.mp4 (End of file)"
     assert reasons[ITEMS[7]] == "wrong_size: cartoon/7/ has frames of 48x32 and of 24x16 pixels"
     assert reasons[ITEMS[8]].startswith("undecodable: cartoon/8/cover.png has no number at its end")
-    assert reasons[ITEMS[9]] == f"missing: {folder} has no cartoon/9.mp4"
+    assert reasons[ITEMS[9]] == "undecodable: cartoon/9.mp4 (no decoder for it)"
+    assert reasons[ITEMS[10]] == f"missing: {folder} has no cartoon/10.mp4"
     assert [text.removeprefix("edit_video: ") for text in told(context)] == [
         "edit_video.folders.theirs: 1 clips belong to no item, such as cartoon/other.mp4.",
         "edit_video.folders.theirs: 1 items have two clips (cartoon/1.mp4 and cartoon/1/); unscored.",
-        "edit_video.folders.theirs: 1 of 10 items have no clip; unscored.",
+        "edit_video.folders.theirs: 1 of 11 items have no clip; unscored.",
     ]
 
     evaluation = make_context(tmp_path / "scored", "evaluate_video")
@@ -184,12 +186,12 @@ def test_what_is_wrong_with_a_clip_is_said_and_it_is_unscored(run, benchmark, tm
     assert scores["theirs", ITEMS[0]]["l1"] > 0 and scores["theirs", ITEMS[0]]["unscored"] is None
     assert scores["copy", ITEMS[0]]["l1"] == 0
     assert evaluation.figures["incomplete"] == [
-        f"theirs has clips of 1 of 10 items; cartoon/1: image: {reasons[ITEMS[1]]}"
+        f"theirs has clips of 1 of 11 items; cartoon/1: image: {reasons[ITEMS[1]]}"
     ]
     summary = evaluation.out.read_table("figures/summary.parquet").to_pylist()
     counts = {row["method"]: (row["num_items"], row["num_expected"])
               for row in summary if (row["metric"], row["edit_type"]) == ("l1", "all")}  # fmt: skip
-    assert counts == {"copy": (10, 10), "theirs": (1, 10)}
+    assert counts == {"copy": (11, 11), "theirs": (1, 11)}
 
 
 def test_other_shapes_may_be_squeezed(run, tmp_path):
@@ -208,7 +210,7 @@ def test_a_folder_of_something_else_is_refused(run, tmp_path):
 
 
 def test_what_is_exported_is_read_again_to_the_bit(run, benchmark, tmp_path, capsys):
-    for index, item_id in enumerate(ITEMS[:9]):
+    for index, item_id in enumerate(ITEMS[:10]):
         write(tmp_path / "theirs", f"{item_id}.mp4", video(frames(20 + index)))
     context, config = run(methods=("copy",), folders={"theirs": {"path": str(tmp_path / "theirs")}})
     committed(context.out, "edit_video", config.model_dump(mode="json"))
@@ -221,7 +223,7 @@ def test_what_is_exported_is_read_again_to_the_bit(run, benchmark, tmp_path, cap
     arguments = ["--run", summary, "--stage", "edit_video", "--layout", "items", "--out", str(out)]
     assert export.main(arguments) == 1
     said = capsys.readouterr().out
-    assert f"{out}/copy: 10 of 10 clips\n" in said and "9 of 10 clips; without a clip is cartoon/9 (missing:" in said
+    assert f"{out}/copy: 11 of 11 clips\n" in said and "10 of 11 clips; without a clip is cartoon/10 (missing:" in said
     assert {path.suffix for path in out.rglob("*.*")} == {".mp4"}
     again, _ = run(
         "again",
