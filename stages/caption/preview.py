@@ -28,7 +28,8 @@ from cluster.config import apply_settings, build_configs, find_profile, read_pro
 from cluster.dag import Context
 from cluster.errors import RequestError, exit_code
 from cluster.folder import Folder
-from stages.caption.asking import Asking, AskingConfig, Call, Dropped, Reading
+from stages.caption.asking import Asking, AskingConfig
+from stages.caption.conversation import Call, Dropped, Reading
 from stages.caption.engines import ENGINES
 from stages.caption.rule import Rule, rule_name
 from stages.caption.trial import Trial, opened, try_rows

@@ -13,16 +13,8 @@ from cluster.config import runtime
 from cluster.dag import Context
 from cluster.errors import UserError
 from cluster.folder import Folder
-from stages.encode.stage import (
-    TEXT_FIELDS,
-    EncodeConfig,
-    EncodeShard,
-    Row,
-    Rows,
-    cropped,
-    run_encoding,
-    tables_with,
-)
+from stages.encode.rows import TEXT_FIELDS, Row, Rows, tables_with
+from stages.encode.stage import EncodeConfig, EncodeShard, cropped, run_encoding
 from stages.train.backbones.clip_files import read_clip
 
 if TYPE_CHECKING:

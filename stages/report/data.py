@@ -26,13 +26,16 @@ MAX_REASON_LENGTH = 120
 
 @dataclasses.dataclass(frozen=True)
 class StageNode:
-    """A stage as the graph shows it; `seconds` is what its artifact took to make, also if it was kept."""
+    """A stage as the graph shows it; `seconds` is what its artifact took to make, also if it was kept, and `ended`
+    when that was, in seconds since 1970.
+    """
 
     name: str
     status: str
     seconds: float | None
     rows: int | None
     needs: tuple[str, ...]
+    ended: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +178,8 @@ def _nodes(inputs: Mapping[str, Artifact], run: record.RunRecord | None, root: s
         if artifact is not None:
             manifest = artifact.manifest
             needs = tuple(parent for parent in manifest.parents if parent in stages)
-            nodes.append(StageNode(name, stage.status, manifest.seconds or stage.seconds, manifest.rows, needs))
+            seconds = manifest.seconds or stage.seconds
+            nodes.append(StageNode(name, stage.status, seconds, manifest.rows, needs, manifest.created))
         else:  # not finished: this report itself is still running
             needs = tuple(inputs) if name == "report" else ()
             nodes.append(StageNode(name, stage.status, stage.seconds or None, stage.rows, needs))

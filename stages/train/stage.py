@@ -94,7 +94,8 @@ class TrainRank:
         import torch
 
         from stages.train.checkpoint import Checkpoints
-        from stages.train.engine import METHODS, TrainingDiverged
+        from stages.train.engine import METHODS
+        from stages.train.figures import TrainingDiverged
         from stages.train.live import open_data
 
         config, context = self.config, self.context
@@ -154,7 +155,7 @@ class TrainRank:
         return Preview(trainer, items, METRICS[config.preview_metric], config.num_preview_steps)
 
     def _log(self, trainer: Trainer, figures: dict[str, float], seconds: float) -> None:
-        from stages.train.engine import means
+        from stages.train.figures import means
 
         config, step = self.config, trainer.step
         losses = {name: value for name, value in figures.items() if name.startswith("loss")}
@@ -235,7 +236,7 @@ def resume(trainer: Trainer, checkpoints: Any, context: Context) -> bool:
 
 def final_figures(trainer: Trainer, config: TrainConfig) -> dict[str, float]:
     """The figures' means over the last twentieth of the steps."""
-    from stages.train.engine import means
+    from stages.train.figures import means
 
     return means(trainer.history, config.num_steps - max(config.num_steps // 20, 1) + 1, config.num_steps)
 

@@ -19,23 +19,14 @@ from cluster.errors import UserError
 from cluster.folder import Folder
 from cluster.vllm import EngineSettings
 from stages.caption.answers import ReadingRule, read_yes_or_no
-from stages.caption.asking import (
-    Asked,
-    Asking,
-    AskingConfig,
-    Call,
-    Conversation,
-    Dropped,
-    Reading,
-    ask,
-    asking_sources,
-    with_outcome,
-)
+from stages.caption.asking import Asked, Asking, AskingConfig, asking_sources, with_outcome
+from stages.caption.conversation import Call, Conversation, Dropped, Reading
 from stages.caption.order import ordered
 from stages.caption.rows import StoredRows
 from stages.caption.rule import Rule
 from stages.caption.video import prompt
 from stages.caption.video.clips import even_frames
+from stages.caption.work import ask
 
 VERIFIED_SCHEMA = with_outcome([("caption_id", pa.string()), ("style", pa.string()), ("decided_by", pa.string())])
 _WORDS = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}

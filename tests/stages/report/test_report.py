@@ -12,9 +12,9 @@ from PIL import Image
 
 from cluster.artifacts import Artifact
 from cluster.folder import Folder
-from stages.report.data import choose_items, gather
+from stages.report.data import StageNode, choose_items, gather
 from stages.report.gallery import MAX_FRAMES, gallery, picture
-from stages.report.page import render_page
+from stages.report.page import pipeline, render_page
 from stages.report.results import lead
 from stages.report.sample import MAX_REPLY, Disagreement, details
 from stages.report.stage import ReportConfig, write_report
@@ -123,6 +123,21 @@ def test_all_parts_are_there(page):
     ):
         assert name in text.replace("\xa0", " ")
     assert "it was started again" in text
+
+
+def test_a_run_takes_from_its_first_start_to_its_last_end(run):
+    """Two stages side by side, of 100 s up to 1,000 and of 30 s up to 1,005; one kept from a day that is long gone."""
+    nodes = [
+        StageNode("train_byg", "ran", 100.0, 5, (), 1000.0),
+        StageNode("train_sft", "ran", 30.0, 5, (), 1005.0),
+        StageNode("scenes", "cached", 7.0, 5, (), 12.0),
+        StageNode("report", "running", None, None, ("train_byg",)),
+    ]
+    root, inputs = run
+    data = gather(inputs, root, RUN_ID, 0)
+    text = " ".join(pipeline(dataclasses.replace(data, nodes=nodes)).split())
+    assert "This run took 1 min 45 s." in text
+    assert "This run" not in pipeline(dataclasses.replace(data, nodes=nodes[2:]))
 
 
 def test_training_says_what_it_started_from(page):
