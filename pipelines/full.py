@@ -181,7 +181,7 @@ STAGES = (
     Stage("encode_proposals", "2", encode_tuples, EncodeConfig, ("ingest", "propose"), COORDINATE, encode_sources),
     # held-out pictures with the edits asked of them; the oracle alone reads their truth
     Stage("benchmark", "1", make_benchmark, BenchmarkConfig),
-    Stage("ingest_benchmark", "1", ingest_benchmark, IngestBenchmarkConfig, (), COORDINATE, ingest_benchmark_sources),
+    Stage("ingest_benchmark", "2", ingest_benchmark, IngestBenchmarkConfig, (), COORDINATE, ingest_benchmark_sources),
     Stage("validation", "1", make_benchmark, ValidationConfig),
     # the editors, and the bound that true pairs would give; each only if edit.methods has it
     Stage("train_byg", "1", train, TrainByGConfig, ("encode", "validation"), TRAIN, train_sources),
@@ -199,7 +199,7 @@ STAGES = (
     Stage("train_video4edit", "1", train, TrainVideo4EditConfig, ("rollout", "validation"), TRAIN, train_sources),
     # every method on the benchmark, judged and measured
     Stage("edit", "1", edit_images, EditConfig, PICTURES, COORDINATE, edit_sources, is_used),
-    Stage("evaluate", "1", evaluate_edits, EvaluateConfig, ("edit", *ITEMS), VLLM, evaluate_sources, is_given),
+    Stage("evaluate", "2", evaluate_edits, EvaluateConfig, ("edit", *ITEMS), VLLM, evaluate_sources, is_given),
     # ByG on video: clips that the base model draws in one style each, and an editor that gives them another
     Stage("video_captions", "1", make_video_captions, VideoCaptionsConfig),
     Stage("ingest_videos", "1", ingest_videos, IngestVideosConfig, (), COORDINATE, ingest_videos_sources),
@@ -214,7 +214,7 @@ STAGES = (
     Stage("train_byg_video", "1", train, TrainByGVideoConfig,
           ("encode_clips", "video_validation"), TRAIN, train_sources),
     Stage("edit_video", "1", edit_images, EditVideoConfig, CLIPS, COORDINATE, edit_sources, is_used),
-    Stage("evaluate_video", "1", evaluate_edits, EvaluateVideoConfig,
+    Stage("evaluate_video", "2", evaluate_edits, EvaluateVideoConfig,
           ("edit_video", *CLIP_ITEMS), COORDINATE, evaluate_sources, is_given),
     # NP-Edit's customization: a picture's object in another setting
     Stage("customize", "1", customize_images, CustomizeConfig, ("ingest",), VLLM, customize_sources),
@@ -227,7 +227,7 @@ STAGES = (
     Stage("train_customization", "1", train, TrainCustomizationConfig,
           ("encode_customization", "customization_validation"), TRAIN, train_sources),
     Stage("edit_customization", "1", edit_images, EditCustomizationConfig, OBJECTS, COORDINATE, edit_sources, is_used),
-    Stage("evaluate_customization", "1", evaluate_edits, EvaluateCustomizationConfig,
+    Stage("evaluate_customization", "2", evaluate_edits, EvaluateCustomizationConfig,
           ("edit_customization", *OBJECT_ITEMS), VLLM, evaluate_sources, is_given),
     # one page about all of it
     Stage("report", "1", write_report, ReportConfig, sum(REPORTED.values(), ()), uses=is_used),
