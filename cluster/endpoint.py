@@ -11,9 +11,9 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from cluster.chat import ChatReply, ChatRequest, one_line
+from cluster.chat import ChatReply, ChatRequest
 from cluster.dag import Context
-from cluster.errors import UserError
+from cluster.errors import UserError, one_line
 
 KEY_VARIABLE = "PAIRLESS_ENDPOINT_KEY"
 _TRIES = 5

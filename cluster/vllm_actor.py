@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster import record
-from cluster.chat import ChatReply, ChatRequest, first_cause, one_line
+from cluster.chat import ChatReply, ChatRequest
+from cluster.errors import first_cause, one_line
 from cluster.folder import Folder
 from cluster.vllm_arguments import engine_arguments, sampling_params
 
@@ -138,7 +139,12 @@ class EngineActor:
         except _BadRequest:
             raise
         except Exception as error:  # whatever vLLM says of one request must not reach another
-            raise _BadRequest(f"request: {one_line(first_cause(error))}") from error
+            cause = first_cause(error)
+            if getattr(cause, "parameter", "") == "input_tokens":  # its own words advise to shorten the prompt
+                limit = self.settings.max_model_len
+                words = f"request: {cause.value} tokens of words alone don't fit into max_model_len = {limit}"
+                raise _BadRequest(words) from error
+            raise _BadRequest(f"request: {one_line(cause)}") from error
 
     def _message(self, message: dict[str, Any]) -> dict[str, Any]:
         content = message["content"]

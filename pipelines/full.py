@@ -75,7 +75,7 @@ from stages.starter.stages import (
     make_video_benchmark,
     make_video_captions,
 )
-from stages.train.stage import (
+from stages.train.settings import (
     TrainByGConfig,
     TrainByGVideoConfig,
     TrainCustomizationConfig,
@@ -83,9 +83,8 @@ from stages.train.stage import (
     TrainNPEditConfig,
     TrainSFTConfig,
     TrainVideo4EditConfig,
-    train,
-    train_sources,
 )
+from stages.train.stage import train, train_sources
 
 # these only coordinate: the actors that they start ask for CPUs, GPUs and labels
 COORDINATE = Resources(cpus=0)
@@ -108,6 +107,7 @@ TRAININGS = (*UNPAIRED, "train_video4edit", "train_sft")
 PICTURES = (*ITEMS, "validation", *TRAININGS)
 CLIPS = (*CLIP_ITEMS, "video_validation", "train_byg_video")
 OBJECTS = (*OBJECT_ITEMS, "train_customization")
+CHOOSES_BY = {"validation": "edit", "video_validation": "edit_video"}
 REPORTED = {
     "edit": ("evaluate", "edit", *ITEMS, *TRAININGS, *ROWS, "ingest"),
     "edit_video": ("evaluate_video", "edit_video", *CLIP_ITEMS, "train_byg_video", "verify_clips", "video_prompts"),
@@ -118,11 +118,13 @@ REPORTED = {
 
 
 def is_used(configs: Mapping[str, Any], need: str) -> bool:
-    """A training is made if its method is one that edits, and the report tells of what edits; of benchmarks, the one
-    that is given.
+    """A training is made if its method is one that edits, items to choose a strength by if there are several, and the
+    report tells of what edits; of benchmarks, the one that is given.
     """
     if not is_given(configs, need):
         return False
+    if need in CHOOSES_BY:
+        return configs[CHOOSES_BY[need]].to_choose != {}
     trained = set().union(*(trained_stages(config) for config in configs.values() if isinstance(config, EditSettings)))
     if need.startswith("train_"):
         return need in trained

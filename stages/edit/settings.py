@@ -88,6 +88,12 @@ class EditSettings(StageConfig):
         return (*self.methods, *self.adapters, *self.other_pipelines, *self.folders)
 
     @property
+    def to_choose(self) -> dict[str, tuple[float, ...]]:
+        """The strengths, by method, of which the best on the validation split is taken."""
+        given = {method: getattr(self, field) for method, field in TUNED.items() if method in self.methods}
+        return {method: strengths for method, strengths in given.items() if len(strengths) > 1}
+
+    @property
     def other_pipelines(self) -> Mapping[str, PipelineSettings]:
         """Other people's editors, by name."""
         return {}

@@ -78,17 +78,15 @@ def edit_images(inputs: Mapping[str, Artifact], config: EditSettings, context: C
 def _tuning_tasks(inputs: Mapping[str, Artifact], config: EditSettings, stage: str) -> dict[str, Task]:
     """Every method with more than one strength, at each of them over the validation split."""
     tasks = {}
-    for method, field in TUNED.items():
-        if method not in config.methods or len(getattr(config, field)) == 1:
-            continue
+    for method, strengths in config.to_choose.items():
         if config.prefix + "validation" not in inputs:
             raise UserError(
-                f"{stage}: several {field} are given, and no validation split to choose one by. Give one, "
-                f"for example --set '{stage}.{field}=[0.7]'."
+                f"{stage}: several {TUNED[method]} are given, and no validation split to choose one by. Give one, "
+                f"for example --set '{stage}.{TUNED[method]}=[0.7]'."
             )
         validation = inputs[config.prefix + "validation"].folder
         item_ids = item_ids_of(validation)
-        for strength in getattr(config, field):
+        for strength in strengths:
             prefix = f"strengths/{method}/{strength:g}/"
             for name, ids in name_shards(item_ids, config.shard_size, prefix=prefix).items():
                 tasks[name] = Task(validation, tuple(ids), method, strength, tuning=True)

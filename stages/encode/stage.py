@@ -16,7 +16,7 @@ from pydantic import Field
 from cluster.artifacts import Artifact
 from cluster.config import StageConfig, runtime
 from cluster.dag import Context
-from cluster.errors import UserError
+from cluster.errors import UserError, one_line
 from cluster.folder import Folder
 from cluster.shards import run_shards
 from stages.encode.rows import Row, Rows, pair_rows, tuple_rows
@@ -246,7 +246,7 @@ def read_image(key: str, data: bytes | None, resolution: int | None) -> Image.Im
                 raise ValueError(f"{image.width}x{image.height} pixels are over {MAX_PIXELS}")
             image = image.convert("RGB")
     except (OSError, ValueError, SyntaxError) as error:
-        text = " ".join(str(error).split())[:200]
+        text = one_line(error, 200)
         raise UserError(f"encode: picture {key!r} can't be read ({text}). Use --from ingest.") from None
     return cropped(image, resolution)
 

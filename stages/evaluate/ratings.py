@@ -23,7 +23,8 @@ import numpy as np
 from cluster.errors import UserError
 from stages.evaluate.answers import Answers
 from stages.evaluate.figures import ALL, Comparison, Figure, Problem, Rescored
-from stages.evaluate.statistics import bootstrap_mean, paired_difference
+from stages.evaluate.paired_tests import paired_differences
+from stages.evaluate.statistics import bootstrap_mean
 from stages.evaluate.viescore_figures import OVERALL, PARTS
 from stages.evaluate.votes import category_counts, fleiss_kappa, spearman, spearman_between_raters
 
@@ -234,9 +235,6 @@ def _mean_over_methods(figures: Sequence[Figure], task: str) -> list[Figure]:
 
 
 def _compare(task: str, ratings: Sequence[Ratings]) -> list[Comparison]:
-    pairs = []
-    for first, second in itertools.combinations(ratings, 2):
-        columns = (r.of_items(OVERALL) for r in (first, second))
-        result = paired_difference(*columns, np.arange(len(first.items)), np.random.default_rng(0))
-        pairs.append((first.method, second.method, result))
-    return Comparison.family(task, "overall_mean_of_geometric_means", pairs)
+    columns = {r.method: r.of_items(OVERALL) for r in ratings}
+    differences = paired_differences(columns, np.arange(len(ratings[0].items)), lambda *_: np.random.default_rng(0))
+    return Comparison.family(task, "overall_mean_of_geometric_means", differences)

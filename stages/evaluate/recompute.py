@@ -15,6 +15,7 @@ import pyarrow as pa
 from cluster.artifacts import Artifact, Manifest, artifact_folder, read_artifact
 from cluster.errors import RequestError, UserError
 from cluster.folder import Folder
+from stages.evaluate.discrimination import WITHIN_ITEMS, discrimination
 from stages.evaluate.figures import Comparison, Figure, Problem, Rescored
 from stages.evaluate.judge_replies import NOISE, NOISE_SCHEMA, REPLIES, REPLIES_SCHEMA, columns_of, grouped, judge_noise
 from stages.evaluate.judges.judge import Judge
@@ -26,6 +27,7 @@ from stages.evaluate.settings import EvaluateConfig
 from stages.evaluate.summary import ALL, MACRO, SCORES_SCHEMA, compare, judge_agreement, results, summarise
 
 SCORES = "scores.parquet"
+COMPARISONS = "figures/comparisons.parquet"
 NAMES = ("method", "item_id", "source_id", "edit_type")
 JUDGED = {  # the columns that each raw reply gives
     "judge_sc_text": ("judge_success", "judge_over_editing"),
@@ -33,8 +35,9 @@ JUDGED = {  # the columns that each raw reply gives
 }
 TABLES = {  # the written tables, and what identifies a row of each
     "figures/summary.parquet": ("method", "edit_type", "metric"),
-    "figures/comparisons.parquet": ("first", "second", "edit_type", "metric"),
+    COMPARISONS: ("first", "second", "edit_type", "metric"),
     "figures/agreement.parquet": ("method", "judge_metric"),
+    "figures/discrimination.parquet": ("metric", "oracle_metric", "scope"),
 }
 
 
@@ -104,11 +107,15 @@ def _recompute(artifact: Artifact, written_results: Mapping[str, Any], summary_n
     options = _options(manifest)
     tables = {
         "figures/summary.parquet": summarise(scores, **options),
-        "figures/comparisons.parquet": compare(scores, **options),
+        COMPARISONS: compare(scores, **options),
         "figures/agreement.parquet": judge_agreement(scores),
+        "figures/discrimination.parquet": discrimination(scores, **options),
     }
     for name, table in tables.items():
         if (written := _written(artifact, name, result, TABLES[name])) is not None:
+            if name == COMPARISONS and "p_floor" not in written.column_names:
+                result.notes.append(_older_p_values(task, table, written, options))
+                written = written.drop_columns(["p_value", "p_holm"])
             result.problems += _differences(f"{task}/{name}", table, written, TABLES[name])
     summary = tables["figures/summary.parquet"]
     methods = list(dict.fromkeys(scores["method"].to_pylist()))
@@ -122,12 +129,13 @@ def _recompute(artifact: Artifact, written_results: Mapping[str, Any], summary_n
                 result.problems.append(Problem(summary_name, f"results, {prefix + method}, {name}", reason))
     result.figures += [_figure(task, row) for row in summary.to_pylist()]
     result.figures += _agreement_figures(task, tables["figures/agreement.parquet"])
+    result.figures += _discrimination_figures(task, tables["figures/discrimination.parquet"])
     result.comparisons += [
         Comparison(
             task, r["first"], r["second"], f"{r['metric']}_mean", r["difference"], r["low"], r["high"], r["p_value"],
-            r["p_holm"], r["num_items"],
+            r["p_floor"], r["p_holm"], r["num_items"],
         )
-        for r in tables["figures/comparisons.parquet"].to_pylist()
+        for r in tables[COMPARISONS].to_pylist()
         if r["edit_type"] == ALL
     ]  # fmt: skip
 
@@ -267,6 +275,19 @@ def _differences(name: str, computed: pa.Table, written: pa.Table, keys: Sequenc
                 yield Problem(name, f"{' '.join(key)} {column}", reason)
 
 
+def _older_p_values(task: str, computed: pa.Table, written: pa.Table, options: Mapping[str, Any]) -> str:
+    """What to know of a run that drew as few sign patterns for many pairs as for one: its table names no `p_floor`."""
+
+    def told_apart(table: pa.Table) -> int:
+        return sum(p is not None and p < 1 - options["confidence"] for p in table["p_holm"].to_pylist())
+
+    return (
+        f"{task}/{COMPARISONS}: an older run, with {options['num_resamples']} sign patterns however many pairs are "
+        f"corrected; its p-values are not held against these, which are of more. By p_holm {told_apart(written)} of "
+        f"{written.num_rows} pairs were told apart, now {told_apart(computed)}."
+    )
+
+
 def _figure(task: str, row: Mapping[str, Any]) -> Figure:
     kind = {ALL: "micro_mean", MACRO: "macro_mean"}.get(row["edit_type"], "mean")
     category = ALL if row["edit_type"] in (ALL, MACRO) else row["edit_type"]
@@ -292,4 +313,18 @@ def _agreement_figures(task: str, agreement: pa.Table) -> list[Figure]:
         for name in ("agreement", "kappa"):
             n = row["num_items"]
             figures.append(Figure(task, row["method"], f"{what}_{name}", row[name], n, n))
+    return figures
+
+
+def _discrimination_figures(task: str, discrimination: pa.Table) -> list[Figure]:
+    """Areas under the ROC curve: n edits of all methods are in it, of those that the oracle has judged."""
+    figures, num_judged = [], {}
+    for row in discrimination.to_pylist():
+        within = "_within_items" if row["scope"] == WITHIN_ITEMS else ""
+        n = row["num_right"] + row["num_wrong"]
+        num_judged.setdefault(row["oracle_metric"], n + row["num_unscored"])  # the pooled row comes first
+        name = f"{row['metric']}_auc_of_{row['oracle_metric']}{within}"
+        figures.append(
+            Figure(task, ALL, name, row["auc"], n, num_judged[row["oracle_metric"]], row["low"], row["high"])
+        )
     return figures

@@ -4,6 +4,7 @@ scores.
 
 from __future__ import annotations
 
+import collections
 import posixpath
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from cluster.dag import Context
 from cluster.folder import Folder
 from cluster.shards import run_shards
 from cluster.vllm import get_engine
+from stages.evaluate.discrimination import discrimination
 from stages.evaluate.judge_replies import NOISE, REPLIES, judge_noise
 from stages.evaluate.judges.tasks import get_judge
 from stages.evaluate.judging import judge_files
@@ -74,12 +76,17 @@ def evaluate_edits(inputs: Mapping[str, Artifact], config: EvaluateConfig, conte
     context.out.write_table("figures/summary.parquet", summary)
     context.out.write_table("figures/comparisons.parquet", compare(scores, **options))
     context.out.write_table("figures/agreement.parquet", judge_agreement(scores))
+    context.out.write_table("figures/discrimination.parquet", discrimination(scores, **options))
     if config.judge is not None and config.judge_passes > 1:
         context.out.write_table(NOISE, judge_noise(judge, context.out.read_table(REPLIES)))
     means = results(summary, methods, len(items))
     figures = {config.prefix + method: values for method, values in means.items()}
     context.set_rows(scores.num_rows)
     incomplete = _incomplete(scores, "clips" if isinstance(config, EvaluateVideoConfig) else "pictures")
+    if config.judge is not None:
+        incomplete += _silent(scores, judge.overall, "judge ")
+    if config.perception is not None and config.perception.tifa is not None:
+        incomplete += _silent(scores, "tifa", "tifa: ")
     for line in incomplete:
         context.incident(f"{context.stage}: {line}")
     context.set_figures({"results": figures, "num_unscored": _num_unscored(scores), "incomplete": incomplete})
@@ -157,6 +164,16 @@ def _incomplete(scores: pa.Table, what: str) -> list[str]:
                 f"{method} has {what} of {num_items - len(found)} of {num_items} items; {found[0][0]}: {found[0][1]}"
             )
     return lines
+
+
+def _silent(scores: pa.Table, metric: str, prefix: str) -> list[str]:
+    """A line if a model that was asked for a metric has given it to no edit at all, with the most frequent reason."""
+    parts = [part for reason in scores["unscored"].to_pylist() if reason for part in reason.split("; ")]
+    reasons = collections.Counter(part for part in parts if part.startswith(prefix))
+    if scores[metric].null_count < scores.num_rows or not reasons:
+        return []
+    ((reason, count),) = reasons.most_common(1)
+    return [f"none of {scores.num_rows} edits has a {metric}; the reason of {count}: {reason}"]
 
 
 def _num_unscored(scores: pa.Table) -> int:

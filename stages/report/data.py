@@ -84,6 +84,7 @@ class ReportData:
     summary: dict[tuple[str, str, str], dict[str, Any]]  # (method, edit type, metric) -> mean, low, high, num_items
     comparisons: list[dict[str, Any]]
     agreement: list[dict[str, Any]]
+    discrimination: list[dict[str, Any]]
     num_expected: int
     confidence: float
     gallery: list[GalleryItem]
@@ -144,6 +145,7 @@ def _figures(
         "summary": {(row["method"], row["edit_type"], row["metric"]): row for row in summary},
         "comparisons": tables["comparisons"].to_pylist() if "comparisons" in tables else [],
         "agreement": tables["agreement"].to_pylist() if "agreement" in tables else [],
+        "discrimination": tables["discrimination"].to_pylist() if "discrimination" in tables else [],
         "num_expected": len({row["item_id"] for row in scores}),
         "confidence": config.get("confidence", 0.95),
         "gallery": _gallery(inputs, inputs.get(stage), scores, num_gallery),
@@ -161,6 +163,7 @@ def _read_figures(artifact: Artifact | None) -> dict[str, pa.Table]:
         "summary": "figures/summary.parquet",
         "comparisons": "figures/comparisons.parquet",
         "agreement": "figures/agreement.parquet",
+        "discrimination": "figures/discrimination.parquet",
     }
     return {key: artifact.folder.read_table(name) for key, name in names.items() if artifact.folder.exists(name)}
 

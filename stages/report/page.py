@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stages.report import charts, gallery, kinds, results
+from stages.report import charts, discrimination, gallery, kinds, results
 from stages.report.charts import escape
 from stages.report.data import Curve, ReportData, StageNode
 from stages.report.frame import framed
@@ -25,6 +25,7 @@ def render_page(data: ReportData, title: str) -> str:
         *(other(section) for section in data.others if section is not main),
         training(data),
         kinds.judge(main),
+        discrimination.discrimination(main),
         problems(data),
         footer(data),
     ]
@@ -50,6 +51,7 @@ def other(data: ReportData) -> str:
         f'<section id="{data.items}"><h2>{TITLES[data.items]}</h2><p class="lead">{results.headline(data)} '
         f"{results.lead(data)}</p></section>"
         f"{results.comparison(data)}{gallery.gallery(data)}{kinds.judge(data)}"
+        f"{discrimination.discrimination(data)}"
     )
 
 

@@ -14,35 +14,12 @@ from cluster.dag import Context
 from cluster.errors import UserError
 from cluster.folder import Folder
 from stages.train.backbones.models import model_sources, resolved_model
-from stages.train.settings import (
-    JudgedConfig,
-    TrainByGConfig,
-    TrainByGVideoConfig,
-    TrainConfig,
-    TrainCustomizationConfig,
-    TrainFlowGRPOConfig,
-    TrainNPEditConfig,
-    TrainSFTConfig,
-    TrainVideo4EditConfig,
-)
+from stages.train.settings import JudgedConfig, TrainConfig
 
 if TYPE_CHECKING:
     import torch
 
     from stages.train.engine import Trainer
-
-__all__ = [
-    "TrainByGConfig",
-    "TrainByGVideoConfig",
-    "TrainConfig",
-    "TrainCustomizationConfig",
-    "TrainFlowGRPOConfig",
-    "TrainNPEditConfig",
-    "TrainSFTConfig",
-    "TrainVideo4EditConfig",
-    "train",
-    "train_sources",
-]
 
 
 def train_sources(config: TrainConfig) -> Sequence[str]:
@@ -174,10 +151,11 @@ class TrainRank:
         self.context.log_artifact(self.context.out.local(name), "previews")
 
     def _register(self, figures: dict[str, Any]) -> None:
-        tracker = self.context._get_tracker()
-        if tracker and not self.config.trains_all:  # whole transformers are too large to be stored twice
+        if not self.config.trains_all:  # whole transformers are too large to be stored twice
+            from stages.train.engine import EXPORTED
+
             params = {"method": self.config.method, "rank": self.config.rank, **figures["final"]}
-            tracker.register_adapter(self.context.out.local("adapter"), self.context.stage, params)
+            self.context.register_adapter(self.context.out.local(EXPORTED), params)
 
 
 def new_trainer(config: TrainConfig, data: Any, device: torch.device) -> Trainer:

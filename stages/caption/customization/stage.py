@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from cluster.artifacts import Artifact
 from cluster.dag import Context
-from cluster.errors import UserError
+from cluster.errors import UserError, one_line
 from cluster.folder import Folder
 from stages.caption.answers import ReadingRule, field_rules, read_fields
 from stages.caption.asking import Asked, Asking, AskingConfig, asking_sources, with_outcome
@@ -112,7 +112,7 @@ def _read_example(path: str) -> bytes:
     try:
         return Folder(path).read_bytes("")
     except OSError as error:
-        raise UserError(f"customize.example: {path} can't be read: {' '.join(str(error).split())}") from None
+        raise UserError(f"customize.example: {path} can't be read: {one_line(error)}") from None
 
 
 def _conversation(image: bytes, example: bytes | None, config: CustomizeConfig) -> Conversation:

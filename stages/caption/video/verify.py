@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from cluster.artifacts import Artifact
 from cluster.dag import Context
-from cluster.errors import UserError
+from cluster.errors import UserError, one_line
 from cluster.folder import Folder
 from cluster.vllm import EngineSettings
 from stages.caption.answers import ReadingRule, read_yes_or_no
@@ -132,7 +132,7 @@ def read_overrides(path: str, known: Sequence[str]) -> dict[str, bool]:
         lines = csv.DictReader(io.StringIO(Folder(path).read_bytes("").decode("utf-8-sig")))
         rows = list(lines)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"verify_clips.overrides: {path} can't be read: {' '.join(str(error).split())}") from None
+        raise UserError(f"verify_clips.overrides: {path} can't be read: {one_line(error)}") from None
     if not {"caption_id", "keep"} <= set(lines.fieldnames or ()):
         raise UserError(f"verify_clips.overrides: the first line of {path} must be caption_id,keep.")
     ids, found = set(known), {}

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from cluster.errors import one_line
+
 FRAME_MILLISECONDS = 160
 MAX_PIXELS = 200_000_000  # of all frames of a clip together
 
@@ -53,7 +55,7 @@ def read_clip(data: bytes | None, num_frames: int | None = None) -> list[Image.I
     try:
         opened = Image.open(io.BytesIO(data or b""), formats=("PNG", "JPEG", "WEBP"))
     except Image.DecompressionBombError as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        raise ValueError(one_line(error)) from None
     with opened as image:
         num_stored = getattr(image, "n_frames", 1)
         num_pixels = image.width * image.height * max(num_stored, num_frames or 1)

@@ -11,8 +11,8 @@ from stages.caption.order import shared_paragraphs, words_first
 from stages.caption.proposals import prompt as proposals
 from stages.caption.stage import CaptionConfig, caption_images
 from stages.caption.video import prompt as video
+from tests.stages.caption.edits.test_prompt import ROW
 from tests.stages.caption.replay import ReplayEngine, files_of, images_of, text_of
-from tests.stages.caption.test_prompt import ROW
 from tests.stages.ingest.context import make_context
 
 REQUESTS = {

@@ -229,7 +229,21 @@ def test_refused_requests_leave_figures_of_the_rest(evaluate):
     results = context.figures["results"]
     assert (results["ours"]["num_judged"], results["theirs"]["num_judged"]) == (3, 3)
     errors = [row["error"] for row in context.out.read_table("judge_replies.parquet").to_pylist() if row["error"]]
-    assert errors == ["request: too long"] * 2
+    assert errors == ["request: too long"] * 2 and not context.figures["incomplete"][1:]
+
+
+def test_a_judge_that_scores_nothing_makes_the_figures_incomplete(evaluate):
+    """With their exit code, and with the reason; `theirs` lacks a picture, too."""
+
+    def script(request, attempt):
+        if request.key.endswith("/2"):
+            return reply_with(request, "5 of 5")
+        return ChatReply(request.key, error="request: longer than 512 tokens")
+
+    lines = evaluate(script, judge_task="imgedit")[0].figures["incomplete"]
+    assert lines[1:] == [
+        "none of 8 edits has a judge_imgedit; the reason of 4: judge imgedit: request: longer than 512 tokens"
+    ]
 
 
 def test_customization_is_judged_by_the_subject(evaluate):

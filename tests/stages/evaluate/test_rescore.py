@@ -6,6 +6,7 @@ import pytest
 
 from cluster.artifacts import commit
 from cluster.folder import Folder
+from stages.evaluate.discrimination import discrimination
 from stages.evaluate.rescore import main
 from stages.evaluate.summary import SCORES_SCHEMA, compare, judge_agreement, results, summarise
 
@@ -288,7 +289,7 @@ SCORES = [
 ]
 
 
-def write_run(root, rows=SCORES, table=None):
+def write_run(root, rows=SCORES, table=None, older=False):
     """A run with one stage of scores, as the stage and the driver would have written it from `table`."""
     scores = pa.Table.from_pylist(table or rows, SCORES_SCHEMA)
     options = {"seed": 3, "confidence": 0.9, "num_resamples": 100}
@@ -296,8 +297,11 @@ def write_run(root, rows=SCORES, table=None):
     folder.write_table("scores.parquet", pa.Table.from_pylist(rows, SCORES_SCHEMA))
     summary = summarise(scores, **options)
     folder.write_table("figures/summary.parquet", summary)
-    folder.write_table("figures/comparisons.parquet", compare(scores, **options))
+    compared = compare(scores, **options)
+    folder.write_table("figures/comparisons.parquet", compared.drop_columns(["p_floor"]) if older else compared)
     folder.write_table("figures/agreement.parquet", judge_agreement(scores))
+    if not older:
+        folder.write_table("figures/discrimination.parquet", discrimination(scores, **options))
     means = {f"video/{method}": values for method, values in results(summary, ["ours", "copy"], 4).items()}
     commit(
         folder, stage="evaluate_video", version="1", fingerprint="ffff", config=options, identity={}, parents={},
@@ -321,7 +325,30 @@ def test_a_run_comes_out_as_it_was_written(tmp_path, capsys):
         f["value"] for f in result["figures"] if (f["category"], f["name"]) == ("remove", "judge_success_mean")
     ] == [1, 0]
     assert figures["evaluate_video", "all", "judge_success_with_edit_success_agreement"]["value"] == 1.0
+    # successes 9 and 7 are right, 4, 1 and four times 0 wrong: every right one is higher; within items 2 of 2
+    assert has(figures["evaluate_video", "all", "judge_success_auc_of_edit_success"], 1.0, 8, 8)
+    assert has(figures["evaluate_video", "all", "judge_success_auc_of_edit_success_within_items"], 1.0, 4, 8)
     assert run(capsys, "--run", str(tmp_path / "runs" / "latest.json"))[1] == figures
+    assert result["notes"] == []
+
+
+def test_p_values_of_an_older_run_are_not_held_against_ours(tmp_path, capsys):
+    code, _, result, errors = run(capsys, "--run", write_run(tmp_path, older=True))
+    assert code == 0 and not errors and len(result["notes"]) == 1
+    assert result["notes"][0].startswith("evaluate_video/figures/comparisons.parquet: an older run, with 100 sign")
+    assert "0 of 6 pairs were told apart, now 0" in result["notes"][0]
+
+
+def test_too_few_sources_for_a_small_p_are_said(tmp_path, capsys):
+    answers = {}
+    for method, score in {"a": 9, "b": 4, "c": 1}.items():
+        for call in ("SC", "PQ"):
+            answers[f"color/{method}/{call}"] = {str(i): answer(score, score) for i in range(5)}
+    folder = write(tmp_path, answers)
+    _, _, result, _ = run(capsys, "--viescore", folder)
+    assert {(c["p_value"], c["p_floor"], c["p_holm"]) for c in result["comparisons"]} == {(1 / 16, 1 / 16, 3 / 16)}
+    main(["--viescore", folder])
+    assert capsys.readouterr().out.count("p 0.0625, 0.1875 (so few sources allow no smaller p)  n 5") == 3
 
 
 def test_a_run_that_does_not_follow_from_its_scores_is_told(tmp_path, capsys):
@@ -331,6 +358,8 @@ def test_a_run_that_does_not_follow_from_its_scores_is_told(tmp_path, capsys):
     wanted = "summary.json: results, video/copy, edit_success: the run wrote 0.25, its table of scores gives 0.0."
     assert wanted in errors
     assert any(e.startswith("evaluate_video/figures/summary.parquet: copy all edit_success mean:") for e in errors)
+    of_areas = [e for e in errors if e.startswith("evaluate_video/figures/discrimination.parquet: ")]
+    assert any("judge_success edit_success pooled auc" in e and "the run wrote " in e for e in of_areas)
 
 
 def test_a_judges_score_that_its_reply_does_not_say_is_told(tmp_path, capsys):

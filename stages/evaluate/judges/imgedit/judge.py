@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from cluster.chat import ChatReply
-from stages.evaluate.judges.judge import Call, EditToJudge, Prompts, image_part, own_prompts, text_part, why_unread
+from stages.evaluate.judges.judge import Call, EditToJudge, Prompts, cut_off, image_part, own_prompts, text_part
 
 FOLDER = pathlib.Path(__file__).parent / "v1"
 EDIT_TYPES = ("extract", "style", "add", "adjust", "background", "replace", "remove", "action", "compose")
@@ -51,9 +51,9 @@ class ImgEdit:
         return [Call(CALL, content, None, MAX_TOKENS)]
 
     def read(self, call: str, reply: ChatReply) -> dict[str, float] | str:
-        numbers = parse(reply.text)
+        numbers = cut_off(reply) or parse(reply.text)
         if isinstance(numbers, str):
-            return why_unread(reply, numbers)
+            return numbers
         return dict(zip(self.scores, map(float, numbers), strict=True))
 
     def score(self, columns: Mapping[str, float]) -> dict[str, float]:

@@ -64,3 +64,4 @@ def test_the_score_is_the_mean_of_three_to_two_decimals():
     assert judge.score(columns)["judge_imgedit"] == item_score(GOOD)  # as the official script has it
     assert judge.score({"judge_imgedit_first": 5.0}) == {}
     assert judge.read("imgedit", ChatReply("", "First: 5\nSec", "length")) == "truncated"
+    assert judge.read("imgedit", ChatReply("", f"{GOOD}\nOr rather", "length")) == "truncated"
