@@ -183,7 +183,7 @@ STAGES = (
     Stage("encode_proposals", "2", encode_tuples, EncodeConfig, ("ingest", "propose"), COORDINATE, encode_sources),
     # held-out pictures with the edits asked of them; the oracle alone reads their truth
     Stage("benchmark", "1", make_benchmark, BenchmarkConfig),
-    Stage("ingest_benchmark", "1", ingest_benchmark, IngestBenchmarkConfig, (), COORDINATE, ingest_benchmark_sources),
+    Stage("ingest_benchmark", "2", ingest_benchmark, IngestBenchmarkConfig, (), COORDINATE, ingest_benchmark_sources),
     Stage("validation", "1", make_benchmark, ValidationConfig),
     # the editors, and the bound that true pairs would give; each only if edit.methods has it
     Stage("train_byg", "1", train, TrainByGConfig, ("encode", "validation"), TRAIN, train_sources),
