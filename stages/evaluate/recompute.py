@@ -21,7 +21,7 @@ from stages.evaluate.judge_replies import NOISE, NOISE_SCHEMA, REPLIES, REPLIES_
 from stages.evaluate.judges.judge import Judge
 from stages.evaluate.judges.tasks import get_judge
 from stages.evaluate.judges.viescore.prompt import Scores, overall, parse
-from stages.evaluate.perception.scores import geometric_score
+from stages.evaluate.perception.scores import NO_DIRECTION, geometric_score
 from stages.evaluate.perception.tifa import tifa_of_replies
 from stages.evaluate.settings import EvaluateConfig
 from stages.evaluate.summary import ALL, MACRO, SCORES_SCHEMA, compare, judge_agreement, results, summarise
@@ -33,6 +33,7 @@ JUDGED = {  # the columns that each raw reply gives
     "judge_sc_text": ("judge_success", "judge_over_editing"),
     "judge_pq_text": ("judge_naturalness", "judge_artifacts"),
 }
+UNDEFINED = f"clip_directional: {NO_DIRECTION}"
 TABLES = {  # the written tables, and what identifies a row of each
     "figures/summary.parquet": ("method", "edit_type", "metric"),
     COMPARISONS: ("first", "second", "edit_type", "metric"),
@@ -93,6 +94,7 @@ def _recompute(artifact: Artifact, written_results: Mapping[str, Any], summary_n
     task, folder, manifest = artifact.stage, artifact.folder, artifact.manifest
     scores, unscored = _read_scores(folder, task)
     result.problems += unscored
+    result.notes += _undefined(task, scores)
     replies = _written(artifact, REPLIES, result, REPLIES_SCHEMA.names)
     if replies is not None:
         judge = get_judge(manifest.config["judge_task"])  # what its numbers mean doesn't depend on its words
@@ -187,8 +189,14 @@ def _read_scores(folder: Folder, task: str) -> tuple[pa.Table, list[Problem]]:
     return pa.Table.from_pylist(whole, SCORES_SCHEMA), [
         Problem(f"{task}/{SCORES}", f"{row['method']} {row['item_id']}", f"unscored ({row['unscored']}).")
         for row in whole
-        if row["unscored"]
+        if row["unscored"] and row["unscored"] != UNDEFINED
     ]
+
+
+def _undefined(task: str, scores: pa.Table) -> list[str]:
+    """A remark on the edits that are their sources: nothing went wrong, but a copy has no `clip_directional`."""
+    num = collections.Counter(row["method"] for row in scores.to_pylist() if row["unscored"] == UNDEFINED)
+    return [f"{task}: {method} has {n} without a clip_directional: {NO_DIRECTION}." for method, n in num.items()]
 
 
 def _options(manifest: Manifest) -> dict[str, Any]:

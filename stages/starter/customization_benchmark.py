@@ -15,6 +15,7 @@ from cluster.config import StageConfig
 from cluster.dag import Context
 from stages.starter import customization, world
 from stages.starter.stages import BENCHMARK_SCHEMA, item_generator, png
+from stages.starter.vlm_questions import object_questions
 
 
 class CustomizationBenchmarkConfig(StageConfig):
@@ -45,7 +46,8 @@ def make_customization_benchmark(
 ) -> None:
     """Writes `benchmark.parquet`; the setting differs from the source's in place and background.
 
-    `metadata` has the object's name and the setting, from which the oracle scores.
+    `metadata` has the object's name and the setting, from which the oracle scores, and the `questions` whether the
+    object is in the picture.
     """
     rows = []
     for index in range(config.num_items):
@@ -56,6 +58,7 @@ def make_customization_benchmark(
         while setting.place == seen.place or setting.background == scene.background:
             setting = customization.sample_setting(generator)
         pixels = world.render(scene)
+        metadata = {"object": seen.name, "setting": setting.text, "questions": object_questions([seen.name])}
         rows.append(
             {
                 "item_id": f"{config.split}-{config.seed}-{index:05d}",
@@ -66,7 +69,7 @@ def make_customization_benchmark(
                 "reverse_instruction": "",
                 "src_caption": world.caption(scene),
                 "tgt_caption": f"{seen.name} {setting.text}",
-                "metadata": json.dumps({"object": seen.name, "setting": setting.text}, sort_keys=True),
+                "metadata": json.dumps(metadata, sort_keys=True),
             }
         )
     context.out.write_table("benchmark.parquet", pa.Table.from_pylist(rows, BENCHMARK_SCHEMA))

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 MODELS = Path(__file__).parent / "models"
-PARTS = ("flux", "qwen3vl", "qwen3vl_proposals", "wan")
+PARTS = ("flux", "qwen3vl", "qwen3vl_proposals", "wan", "clip", "dinov2")
 
 
 def pretrain_flux(out: Path, work: Path, autoencoder_steps: int, generator_steps: int) -> dict:
@@ -84,6 +84,37 @@ def pretrain_wan(out: Path, work: Path) -> dict:
     return measure_wan(out)
 
 
+def pretrain_clip(out: Path, work: Path) -> dict:
+    """Trains CLIP, writes it to `out`, returns the measured figures."""
+    from stages.starter.clip_model import train_clip_model
+    from stages.starter.vision_measure import measure_clip
+
+    write_model(out, *train_clip_model(work / "clip.safetensors"))
+    return measure_clip(out)
+
+
+def pretrain_dinov2(out: Path, work: Path) -> dict:
+    """Trains DINOv2, writes it to `out`, returns the measured figures."""
+    from stages.starter.dinov2_model import train_dinov2
+    from stages.starter.vision_measure import measure_dinov2
+
+    write_model(out, *train_dinov2(work / "dinov2.safetensors"))
+    return measure_dinov2(out)
+
+
+def write_model(out: Path, model, processor) -> None:
+    """Writes a model of transformers in half precision and its processor; replaces `out`."""
+    part = out.with_name(out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    model.half().save_pretrained(part)
+    processor.save_pretrained(part)
+    forget_paths(part)
+    for path in part.iterdir():
+        path.chmod(0o644)
+    shutil.rmtree(out, ignore_errors=True)
+    part.rename(out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.starter.pretrain", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=MODELS, help="where the model folders go (default: the shipped)")
@@ -112,6 +143,10 @@ def main() -> None:
         )
     if "wan" in parts:
         figures["wan"] = pretrain_wan(arguments.out / "wan", arguments.work)
+    if "clip" in parts:
+        figures["clip"] = pretrain_clip(arguments.out / "clip", arguments.work)
+    if "dinov2" in parts:
+        figures["dinov2"] = pretrain_dinov2(arguments.out / "dinov2", arguments.work)
     measured.write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n")
     print(json.dumps(figures, indent=2, sort_keys=True))
 

@@ -34,7 +34,8 @@ class MuonAndAdamW:
 
     def __init__(self, module: nn.Module, settings: TrainingSettings):
         named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-        hidden = [p for n, p in named if p.ndim == 2 and ("layers." in n or "blocks." in n or "merger." in n)]
+        blocks = ("layers.", "blocks.", "merger.", "encoder.layer.")
+        hidden = [p for n, p in named if p.ndim == 2 and any(block in n for block in blocks)]
         # Muon takes matrices alone: a kernel is seen as one, [out, in * size], over the same memory
         kernels = [p for _, p in named if settings.muon_for_kernels and p.ndim > 3 and p[0].numel() > 16]
         self.matrices = [(p, nn.Parameter(p.data.view(len(p), -1))) for p in kernels]

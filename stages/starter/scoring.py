@@ -45,4 +45,4 @@ def is_customization(metadata: str) -> bool:
         value = json.loads(metadata)
     except (TypeError, json.JSONDecodeError):
         return False
-    return isinstance(value, dict) and value.keys() == {"object", "setting"}
+    return isinstance(value, dict) and value.keys() - {"questions"} == {"object", "setting"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Mapping
 from typing import Literal, get_args
 
@@ -21,6 +22,7 @@ from cluster.config import StageConfig
 from cluster.dag import Context
 from stages.starter import clip_edits, world
 from stages.starter.clips import NUM_FRAMES, evolution_caption, render_clip, sample_clip
+from stages.starter.vlm_questions import object_questions
 from stages.train.backbones.clip_files import write_clip
 
 Split = Literal[
@@ -162,7 +164,9 @@ def make_pairs(inputs: Mapping[str, Artifact], config: PairsConfig, context: Con
 
 
 def make_benchmark(inputs: Mapping[str, Artifact], config: BenchmarkConfig, context: Context) -> None:
-    """Writes `benchmark.parquet`; `metadata` is the edit as JSON, from which the oracle scores."""
+    """Writes `benchmark.parquet`; `metadata` is the edit as JSON, from which the oracle scores, and `questions` about
+    the edited picture.
+    """
     rows = []
     for index, edit in enumerate(sample_edits(config.split, config.num_items, config.seed)):
         pixels = world.render(edit.source)
@@ -176,10 +180,16 @@ def make_benchmark(inputs: Mapping[str, Artifact], config: BenchmarkConfig, cont
                 "reverse_instruction": edit.reverse_instruction,
                 "src_caption": edit.src_caption,
                 "tgt_caption": edit.tgt_caption,
-                "metadata": edit.to_json(),
+                "metadata": json.dumps(json.loads(edit.to_json()) | {"questions": edit_questions(edit)}),
             }
         )
     context.out.write_table("benchmark.parquet", pa.Table.from_pylist(rows, BENCHMARK_SCHEMA))
+
+
+def edit_questions(edit: world.Edit) -> list[dict[str, str]]:
+    """Yes or No about every object of the edited scene, and about one that the edit takes away or makes another."""
+    shown, before = ([o.name for o in scene.objects] for scene in (edit.target, edit.source))
+    return object_questions(shown, [name for name in before if name not in shown])
 
 
 def sample_clip_edits(split: Split, num: int, seed: int, num_frames: int = NUM_FRAMES) -> list[clip_edits.ClipEdit]:

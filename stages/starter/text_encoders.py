@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -33,15 +33,36 @@ def new_t5_tokenizer(more_words: Sequence[str] = (), max_length: int = MAX_SEQUE
     return T5Tokenizer(vocab=vocab, extra_ids=8, model_max_length=max_length)
 
 
-def new_clip_tokenizer():
-    """A CLIPTokenizer (byte-level BPE) whose merges were learned on the world's words."""
+def new_clip_tokenizer(more_words: Sequence[str] = (), max_length: int = MAX_SEQUENCE_LENGTH):
+    """A CLIPTokenizer (byte-level BPE): a token a word of the world and for each of `more_words`, letters for the rest.
+
+    Its merges are made here, for a trained one's ids differ from process to process, where a training may go on.
+    """
+    from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
 
-    corpus = [" ".join(words) for words in itertools.repeat(world_words(), 50)]
-    empty = CLIPTokenizer()
-    trained = empty.train_new_from_iterator(corpus, vocab_size=1200, show_progress=False)
-    trained.model_max_length = MAX_SEQUENCE_LENGTH
-    return trained
+    merges: dict[tuple[str, str], int] = {}
+    for word in dict.fromkeys([*world_words(), *more_words]):
+        pieces = _merged([*word[:-1], f"{word[-1]}</w>"], merges)
+        while len(pieces) > 1:  # what comes first is merged first, so later words leave earlier ones whole
+            merges[pieces[0], pieces[1]] = len(merges)
+            pieces = _merged(pieces, merges)
+    letters = sorted(ByteLevel.alphabet())
+    vocab = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    vocab += ["".join(pair) for pair in merges]
+    made = CLIPTokenizer(vocab={token: number for number, token in enumerate(dict.fromkeys(vocab))}, merges=[*merges])
+    made.model_max_length = max_length
+    return made
+
+
+def _merged(pieces: Sequence[str], merges: Mapping[tuple[str, str], int]) -> list[str]:
+    """The pieces of a word after all merges, the first known pair first, as BPE has it."""
+    pieces = list(pieces)
+    while known := [pair for pair in itertools.pairwise(pieces) if pair in merges]:
+        first = min(known, key=merges.__getitem__)
+        at = list(itertools.pairwise(pieces)).index(first)
+        pieces[at : at + 2] = ["".join(first)]
+    return pieces
 
 
 def new_text_encoders(t5_tokenizer, clip_tokenizer):

@@ -6,6 +6,8 @@ its scores and verdicts, and instructions that are too vague.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 CAPTION = "Describe the image in one sentence."
 HAS_OBJECT = "Does the image have a {object}? Answer Yes or No."
 EDIT_DONE = (
@@ -21,6 +23,15 @@ NEW_SETTING = (
 )
 SAME_OBJECT = "Is the {object} of the first image in the second one, with the same shape and color? Answer Yes or No."
 QUESTIONS = (CAPTION, HAS_OBJECT, EDIT_DONE, REST_SAME, NEW_SETTING, SAME_OBJECT)
+
+
+def object_questions(shown: Iterable[str], gone: Iterable[str] = ()) -> list[dict[str, str]]:
+    """What a benchmark item asks of its edit, and the right answers: of each object that it should show, and of each
+    that it should show no more.
+    """
+    wanted = [(name, "Yes") for name in shown] + [(name, "No") for name in gone]
+    return [{"question": HAS_OBJECT.format(object=name), "answer": answer} for name, answer in wanted]
+
 
 SUCCESS_REASONS = {
     10: "The edit was done.",

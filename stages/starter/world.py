@@ -111,9 +111,10 @@ class Edit:
 
     @staticmethod
     def from_json(text: str) -> Edit:
+        """The edit; what else the text holds is passed over."""
         raw = json.loads(text)
         raw["source"], raw["target"] = Scene.from_json(raw["source"]), Scene.from_json(raw["target"])
-        return Edit(**raw)
+        return Edit(**{field.name: raw[field.name] for field in dataclasses.fields(Edit)})
 
 
 def center(place: int, offset: tuple[int, int] = (0, 0)) -> tuple[float, float]:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from stages.evaluate.perception.encoders import ClipEncoder, DinoEncoder
-from stages.evaluate.perception.scores import clip_directional, clip_score, cosine
+from stages.evaluate.perception.scores import NO_DIRECTION, clip_directional, clip_score, cosine
 from stages.evaluate.perception.segmenter import Segmenter, without_background
 from stages.evaluate.perception.settings import PerceptionSettings
 from stages.train.backbones.models import resolved_device
@@ -81,7 +81,7 @@ class Perception:
             if edits[i].src_caption == edits[i].tgt_caption:
                 scores.append("both captions are the same")
             elif _equal(before, after):  # a batch's rounding would give a direction
-                scores.append("the edit is its source, which has no direction")
+                scores.append(NO_DIRECTION)
             else:
                 value = clip_directional(first, second, texts[2 * i], texts[2 * i + 1])
                 scores.append("an embedding doesn't change" if value is None else value)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+NO_DIRECTION = "the edit is its source, which has no direction"
 MIN_CHANGE = 1e-5  # between unit vectors; what is less far apart is rounding of float32, and has no direction
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.config import StageConfig, runtime
 from cluster.vllm import EngineSettings
@@ -56,11 +56,22 @@ class TifaSettings(StageConfig):
     engine: EngineSettings
     questions: str | None = Field(
         None,
-        description="A JSON file, path or URL: {item_id: [question, or {question, answer: Yes or No}]}. Without it "
-        "the model writes them about each caption.",
+        description="A JSON file, path or URL: {item_id: [question, or {question, answer: Yes or No}]}. Without it an "
+        "item's are those of its metadata, else the model writes them about its caption.",
+    )
+    answer_prompt: str = Field(
+        "",
+        description="What the model is asked about a picture, with a place for the {question}; empty: our own words.",
     )
     num_questions: int = Field(8, ge=1, le=32, description="That the model writes about a caption, at most.")
     attempts: int = Field(3, ge=1, description="Calls until an unreadable reply leaves the item unscored.")
+
+    @field_validator("answer_prompt")
+    @classmethod
+    def _has_its_place(cls, value: str) -> str:
+        if value and "{question}" not in value:
+            raise ValueError("it has no {question}")
+        return value
 
 
 class PerceptionSettings(StageConfig):

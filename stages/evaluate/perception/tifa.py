@@ -43,17 +43,39 @@ def read_question_file(path: str, stage: str) -> dict[str, tuple[Question, ...]]
             raise ValueError("it is no object {item_id: [question, ...]}")
     except (OSError, ValueError) as error:
         raise UserError(f"{stage}.perception.tifa.questions = {path!r} can't be read ({error}).") from None
-    return {item_id: tuple(_question(path, item_id, q) for q in given or ()) for item_id, given in items.items()}
+    questions = {}
+    for item_id, given in items.items():
+        try:
+            questions[item_id] = tuple(_question(question) for question in given or ())
+        except ValueError as error:
+            raise UserError(f"{path}: item {item_id!r}: {error}. Repair it.") from None
+    return questions
 
 
-def _question(path: str, item_id: str, given: Any) -> Question:
+def own_questions(metadata: str | None) -> tuple[Question, ...] | None:
+    """The `questions` of an item's metadata, of the form of the file's; None where it has none.
+
+    Raises ValueError where they aren't of that form.
+    """
+    try:
+        value = json.loads(metadata or "{}")
+    except (TypeError, json.JSONDecodeError):
+        return None
+    if not isinstance(value, dict) or value.get("questions") is None:
+        return None
+    if not isinstance(value["questions"], list):
+        raise ValueError(f"its metadata has {str(value['questions'])[:80]!r} for questions, which is no list")
+    return tuple(_question(given) for given in value["questions"])
+
+
+def _question(given: Any) -> Question:
     given = {"question": given} if isinstance(given, str) else given
     if not isinstance(given, dict) or not isinstance(given.get("question"), str) or not given["question"].strip():
-        raise UserError(f"{path}: item {item_id!r} has {given!r}, which is no question. Repair it.")
+        raise ValueError(f"it has {str(given)[:80]!r}, which is no question")
     answer = prompt.read_answer(str(given.get("answer", prompt.YES)))
     if answer is None:
-        raise UserError(
-            f"{path}: item {item_id!r} has a question with the answer {given['answer']!r}. Ask so that it is Yes or No."
+        raise ValueError(
+            f"it has a question with the answer {str(given['answer'])[:80]!r}. Ask so that it is Yes or No"
         )
     return Question(given["question"].strip(), answer)
 
@@ -69,7 +91,7 @@ def write_questions(
 
 
 def ask_pictures(
-    engine: Engine, pictures: Iterable[PictureToAsk], *, max_attempts: int
+    engine: Engine, pictures: Iterable[PictureToAsk], *, max_attempts: int, answer_prompt: str = ""
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(key, columns `tifa`, `tifa_answers` and `unscored`) in the order of completion.
 
@@ -82,7 +104,7 @@ def ask_pictures(
         for picture in pictures:
             pending[picture.key] = (picture, {})
             for i, question in enumerate(picture.questions):
-                messages = prompt.build_answer_chat(picture.image, question.text)
+                messages = prompt.build_answer_chat(picture.image, question.text, answer_prompt)
                 yield f"{i}:{picture.key}", messages, None, prompt.MAX_ANSWER_TOKENS
 
     for name, answer, text in _ask(engine, calls(), prompt.read_answer, max_attempts):

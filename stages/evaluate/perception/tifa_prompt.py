@@ -24,9 +24,10 @@ def _text(name: str) -> str:
     return (_FOLDER / name).read_text(encoding="utf-8").strip()
 
 
-def prompt_hash() -> str:
-    """Identifies the words of both prompts: sha256 of their files, 16 hex digits."""
-    return hashlib.sha256("\0".join((_text("questions.txt"), _text("answer.txt"))).encode()).hexdigest()[:16]
+def prompt_hash(answer_prompt: str = "") -> str:
+    """Identifies the words of both prompts, the second one being given or our own: sha256, 16 hex digits."""
+    words = "\0".join((_text("questions.txt"), answer_prompt or _text("answer.txt")))
+    return hashlib.sha256(words.encode()).hexdigest()[:16]
 
 
 def build_questions_chat(caption: str, num_questions: int) -> tuple[list[dict], dict]:
@@ -42,9 +43,9 @@ def build_questions_chat(caption: str, num_questions: int) -> tuple[list[dict], 
     return [{"role": "user", "content": [{"type": "text", "text": text}]}], schema
 
 
-def build_answer_chat(image: bytes, question: str) -> list[dict]:
-    """Messages of the call that answers a question about a picture (PNG)."""
-    text = _text("answer.txt").format(question=question)
+def build_answer_chat(image: bytes, question: str, answer_prompt: str = "") -> list[dict]:
+    """Messages of the call that answers a question about a picture (PNG), in the words given or our own."""
+    text = (answer_prompt or _text("answer.txt")).replace("{question}", question)
     return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
 
 

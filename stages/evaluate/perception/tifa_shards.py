@@ -15,12 +15,25 @@ from cluster.dag import Context
 from cluster.vllm import get_engine
 from stages.evaluate.perception import tifa_prompt
 from stages.evaluate.perception.settings import TifaSettings
-from stages.evaluate.perception.tifa import PictureToAsk, Question, ask_pictures, read_question_file, write_questions
+from stages.evaluate.perception.tifa import (
+    PictureToAsk,
+    Question,
+    ask_pictures,
+    own_questions,
+    read_question_file,
+    write_questions,
+)
 from stages.evaluate.tables import Benchmark, EditsFile, pairs, read_image
 
 QUESTIONS = "tifa_questions.parquet"
 QUESTIONS_SCHEMA = pa.schema(
-    [("item_id", pa.string()), ("questions", pa.string()), ("model", pa.string()), ("prompt_hash", pa.string())]
+    [
+        ("item_id", pa.string()),
+        ("questions", pa.string()),
+        ("model", pa.string()),  # that wrote them; none: they were given
+        ("prompt_hash", pa.string()),
+        ("unscored", pa.string()),  # why an item's own can't be asked
+    ]
 )
 
 
@@ -29,12 +42,13 @@ def ask_tifa(
 ) -> None:
     """Writes the answers of every file that isn't done, and before them `tifa_questions.parquet`.
 
-    An item without questions is unscored. Raises UserError as `read_question_file` and `get_engine` do.
+    An item without questions is unscored, as is one whose own aren't of the form. Raises UserError as
+    `read_question_file` and `get_engine` do.
     """
     pending = {shard: file for shard, file in shards.items() if not context.out.exists(shard)}
     if not pending:
         return
-    questions = _questions(benchmark, settings, context)
+    questions, reasons = _questions(benchmark, settings, context)
     rows: dict[str, list[dict[str, Any]]] = {shard: [] for shard in pending}
     num_edits = {shard: file.folder.read_table(file.name, ["item_id"]).num_rows for shard, file in pending.items()}
     place: dict[str, tuple[str, dict[str, str]]] = {}
@@ -50,7 +64,8 @@ def ask_tifa(
             for item, edit in pairs(benchmark, file):
                 names = {"item_id": item["item_id"], "method": edit["method"]}
                 if not questions.get(item["item_id"]):
-                    keep(shard, names | {"unscored": "tifa: the item has no questions"})
+                    reason = reasons.get(item["item_id"]) or "the item has no questions"
+                    keep(shard, names | {"unscored": f"tifa: {reason}"})
                     continue
                 try:
                     image = read_image(b"" if edit.get("reason") else edit["image"] or b"")
@@ -63,7 +78,8 @@ def ask_tifa(
 
     engine = get_engine(settings.engine, context)
     total = sum(num_edits.values())
-    answered = ask_pictures(engine, pictures(), max_attempts=settings.attempts)
+    options = {"max_attempts": settings.attempts, "answer_prompt": settings.answer_prompt}
+    answered = ask_pictures(engine, pictures(), **options)
     for done, (key, columns) in enumerate(answered, start=1):
         context.check()
         shard, names = place.pop(key)
@@ -71,42 +87,65 @@ def ask_tifa(
         context.progress(done, total, "pictures asked about")
 
 
-def _questions(benchmark: Benchmark, settings: TifaSettings, context: Context) -> dict[str, tuple[Question, ...]]:
-    """From the file that is given, from the table of an earlier try, or written by the model now."""
-    if context.out.exists(QUESTIONS):
-        table = context.out.read_table(QUESTIONS).to_pylist()
-        return {row["item_id"]: tuple(Question(*q) for q in json.loads(row["questions"])) for row in table}
+def _questions(
+    benchmark: Benchmark, settings: TifaSettings, context: Context
+) -> tuple[dict[str, tuple[Question, ...]], dict[str, str]]:
+    """Questions by item, and why an item's own can't be asked.
+
+    From the table of an earlier try; from the file that is given; else the item's own, and where it has none written
+    by the model now.
+    """
+    if not context.out.exists(QUESTIONS):
+        questions, reasons, writers = _find_questions(benchmark, settings, context)
+        rows = [
+            {
+                "item_id": item_id,
+                "questions": json.dumps([[q.text, q.answer] for q in questions.get(item_id, ())], ensure_ascii=False),
+                "model": writers.get(item_id),
+                "prompt_hash": tifa_prompt.prompt_hash(settings.answer_prompt),
+                "unscored": reasons.get(item_id),
+            }
+            for item_id in sorted(questions.keys() | reasons.keys())
+        ]
+        context.out.write_table(QUESTIONS, pa.Table.from_pylist(rows, QUESTIONS_SCHEMA))
+    table = context.out.read_table(QUESTIONS).to_pylist()
+    known = {row["item_id"]: tuple(Question(*q) for q in json.loads(row["questions"])) for row in table}
+    return known, {row["item_id"]: row["unscored"] for row in table if row["unscored"]}
+
+
+def _find_questions(
+    benchmark: Benchmark, settings: TifaSettings, context: Context
+) -> tuple[dict[str, tuple[Question, ...]], dict[str, str], dict[str, str]]:
+    """(questions, reasons why there are none, model that wrote them), each by item."""
     if settings.questions:
-        questions, model = read_question_file(settings.questions, context.stage), None
-    else:
-        engine, model = get_engine(settings.engine, context), settings.engine.model
-        questions = write_questions(
-            engine, _captions(benchmark), num_questions=settings.num_questions, max_attempts=settings.attempts
-        )
-    rows = [
-        {
-            "item_id": item_id,
-            "questions": json.dumps([[q.text, q.answer] for q in questions[item_id]], ensure_ascii=False),
-            "model": model,
-            "prompt_hash": tifa_prompt.prompt_hash(),
-        }
-        for item_id in sorted(questions)
-    ]
-    context.out.write_table(QUESTIONS, pa.Table.from_pylist(rows, QUESTIONS_SCHEMA))
-    return questions
+        return read_question_file(settings.questions, context.stage), {}, {}
+    questions: dict[str, tuple[Question, ...]] = {}
+    reasons: dict[str, str] = {}
+    captions: dict[str, str] = {}
+    for row in _items(benchmark):
+        try:
+            own = own_questions(row["metadata"])
+        except ValueError as error:
+            reasons[row["item_id"]] = str(error)
+            continue
+        if own is not None:
+            questions[row["item_id"]] = own
+        elif row.get("tgt_caption"):
+            captions[row["item_id"]] = row["tgt_caption"]
+    if captions:
+        engine = get_engine(settings.engine, context)
+        options = {"num_questions": settings.num_questions, "max_attempts": settings.attempts}
+        questions |= write_questions(engine, captions, **options)
+    return questions, reasons, dict.fromkeys(captions, settings.engine.model)
 
 
-def _captions(benchmark: Benchmark) -> dict[str, str]:
-    """The edits' captions by item, of the items that have one."""
-    captions = {}
+def _items(benchmark: Benchmark) -> Iterator[dict[str, Any]]:
+    """Each item's id, metadata and, where there is one, its edit's caption."""
     for name in benchmark.names:
         with benchmark.folder.open(name) as stream:
-            if "tgt_caption" not in pq.ParquetFile(stream).schema_arrow.names:
-                continue
-        for row in benchmark.folder.read_table(name, ["item_id", "tgt_caption"]).to_pylist():
-            if row["tgt_caption"]:
-                captions[row["item_id"]] = row["tgt_caption"]
-    return captions
+            there = pq.ParquetFile(stream).schema_arrow.names
+        columns = [column for column in ("item_id", "metadata", "tgt_caption") if column in there]
+        yield from benchmark.folder.read_table(name, columns).to_pylist()
 
 
 def _png(image: Image.Image) -> bytes:

@@ -384,6 +384,17 @@ def test_tifa_and_the_geometric_score_follow_from_the_replies(tmp_path, capsys):
     ]
 
 
+def test_copies_without_a_direction_are_remarked_on_and_no_problem(tmp_path, capsys):
+    reason = "clip_directional: the edit is its source, which has no direction"
+    rows = [r | ({"unscored": reason} if r["method"] == "copy" else {"clip_directional": 0.5}) for r in SCORES]
+    code, _, result, errors = run(capsys, "--run", write_run(tmp_path, rows))
+    assert code == 0 and not errors
+    assert result["notes"] == [f"evaluate_video: copy has 4 without a {reason}."]
+    rows[-1] |= {"unscored": f"{reason}; tifa: neither Yes nor No: 'Perhaps'"}
+    code, _, _, errors = run(capsys, "--run", write_run(tmp_path / "worse", rows))
+    assert code == 1 and len(errors) == 1 and "Perhaps" in errors[0]
+
+
 def test_unscored_doubled_and_missing_rows_of_a_run(tmp_path, capsys):
     rows = [*SCORES[:3], row("ours", "3", unscored="image: broken"), SCORES[4], SCORES[4], *SCORES[5:7]]
     code, figures, _, errors = run(capsys, "--run", write_run(tmp_path, rows, table=SCORES))

@@ -31,6 +31,8 @@ def test_every_object_is_wanted_in_another_place_and_before_another_background(t
         assert world.PLACES[setting.place] not in row["src_caption"] and setting.background not in row["src_caption"]
         assert row["instruction"] == f"show it {wanted['setting']}"
         assert row["tgt_caption"] == f"{wanted['object']} {wanted['setting']}"
+        question = f"Does the image have a {wanted['object']}? Answer Yes or No."
+        assert wanted["questions"] == [{"question": question, "answer": "Yes"}]
 
 
 def test_the_items_are_scored_by_setting_and_object(tmp_path):

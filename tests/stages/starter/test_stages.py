@@ -4,6 +4,7 @@ import io
 import numpy as np
 from PIL import Image
 
+from stages.evaluate.perception.tifa import own_questions
 from stages.starter import oracle, world
 from stages.starter.stages import (
     BenchmarkConfig,
@@ -17,7 +18,10 @@ from stages.starter.stages import (
     make_video_captions,
     sample_edits,
 )
+from stages.starter.vlm_questions import HAS_OBJECT
 from tests.stages.ingest.context import make_context
+
+START, END = HAS_OBJECT.split("{object}")
 
 
 def pixels(data):
@@ -73,6 +77,22 @@ def test_benchmark_is_balanced_and_carries_its_truth(tmp_path):
         assert np.array_equal(pixels(row["image"]), world.render(edit.source))
         assert oracle.score(edit, world.render(edit.target)).whole_scene_right
         assert not oracle.score(edit, world.render(edit.source)).whole_scene_right
+
+
+def test_items_ask_about_objects_as_the_truth_answers(tmp_path):
+    context = make_context(tmp_path, "benchmark")
+    make_benchmark({}, BenchmarkConfig(num_items=24), context)
+    for row in context.out.read_table("benchmark.parquet").to_pylist():
+        target = {o.name for o in world.Edit.from_json(row["metadata"]).target.objects}
+        asked = own_questions(row["metadata"])
+        names = [question.text.removeprefix(START).removesuffix(END) for question in asked]
+        assert [HAS_OBJECT.format(object=name) for name in names] == [question.text for question in asked]
+        assert {q.text: q.answer for q in asked} == {
+            HAS_OBJECT.format(object=name): "Yes" if name in target else "No" for name in names
+        }
+        assert target <= set(names) and len(set(names)) == len(names)
+        gone = 1 if row["edit_type"] in ("color", "replace", "remove") else 0
+        assert sum(question.answer == "No" for question in asked) == gone
 
 
 def test_video_captions_tell_of_clips_of_one_style(tmp_path):

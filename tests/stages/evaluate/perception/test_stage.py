@@ -154,6 +154,46 @@ def test_questions_from_a_file(tmp_path, inputs, engine, in_process):
     assert len(engine.asked) == 2 * 2
 
 
+def with_questions(inputs, tmp_path, *own):
+    """The inputs, their items with such metadata."""
+    items = inputs["benchmark"].folder.read_table("benchmark.parquet").to_pylist()
+    items = [item | {"metadata": json.dumps(of_item)} for item, of_item in zip(items, own, strict=True)]
+    return inputs | {"benchmark": artifact(tmp_path / "own", "benchmark", {"benchmark.parquet": items})}
+
+
+def test_an_items_own_questions_are_taken_and_others_written(tmp_path, inputs, engine, in_process):
+    own = {"questions": ["A dog?", {"question": "Is it red?", "answer": "No"}]}
+    tifa = {"engine": {"model": "some/vlm"}}
+    context, rows = evaluated(tmp_path, with_questions(inputs, tmp_path, own, {}), tifa=tifa)
+    assert json.loads(rows["byg", "1"]["tifa_answers"]) == [["A dog?", "Yes", "Yes"], ["Is it red?", "No", "No"]]
+    assert rows["byg", "1"]["tifa"] == 1 and rows["byg", "2"]["tifa"] == 0.5
+    written = [request.key for request in engine.asked if request.schema is not None]
+    assert written == ["2"]
+    table = context.out.read_table("tifa_questions.parquet").to_pylist()
+    assert [row["model"] for row in table] == [None, "some/vlm"]
+
+
+def test_a_file_of_questions_wins_over_the_items_own(tmp_path, inputs, engine, in_process):
+    path = tmp_path / "questions.json"
+    path.write_text(json.dumps({"1": ["A dog?"]}))
+    given = with_questions(inputs, tmp_path, {"questions": ["Is it red?"]}, {"questions": ["Is it red?"]})
+    _, rows = evaluated(tmp_path, given, tifa={"engine": {"model": "some/vlm"}, "questions": str(path)})
+    assert rows["byg", "1"]["tifa"] == 1 and rows["byg", "2"]["unscored"] == "tifa: the item has no questions"
+    assert not any(request.schema for request in engine.asked)
+
+
+def test_own_questions_that_cannot_be_asked_say_why(tmp_path, inputs, engine, in_process):
+    bad = {"questions": [{"question": "How many?", "answer": "two"}]}
+    given = with_questions(inputs, tmp_path, bad, {"questions": ["A dog?"]})
+    tifa = {"engine": {"model": "some/vlm"}}
+    context, rows = evaluated(tmp_path, given, tifa=tifa)
+    reason = "tifa: it has a question with the answer 'two'. Ask so that it is Yes or No"
+    assert rows["byg", "1"]["tifa"] is None and rows["byg", "1"]["unscored"] == reason
+    assert rows["byg", "2"]["tifa"] == 1
+    context.out.remove("tifa/edit/edits/a.parquet")
+    assert evaluated(tmp_path, given, tifa=tifa)[1] == rows  # the reason is known without asking
+
+
 def test_models_prompts_and_questions_belong_to_the_fingerprint(tmp_path, settings, folders):
     path = tmp_path / "questions.json"
     settings["tifa"] |= {"questions": str(path)}

@@ -5,7 +5,15 @@ import pytest
 from cluster.chat import ChatReply
 from cluster.errors import UserError
 from stages.evaluate.perception import tifa_prompt
-from stages.evaluate.perception.tifa import PictureToAsk, Question, ask_pictures, read_question_file, write_questions
+from stages.evaluate.perception.settings import TifaSettings
+from stages.evaluate.perception.tifa import (
+    PictureToAsk,
+    Question,
+    ask_pictures,
+    own_questions,
+    read_question_file,
+    write_questions,
+)
 from tests.stages.evaluate.test_judge_calls import ScriptedEngine
 
 CAT, MAT, DOG = Question("Is there a cat?"), Question("Is there a mat?"), Question("Is there a dog?", "No")
@@ -73,8 +81,8 @@ def test_a_file_of_questions(tmp_path):
     assert read_question_file(str(path), "evaluate") == {"1": (CAT, DOG), "2": ()}
     for content, message in (
         ("[1]", "evaluate.perception.tifa.questions = .*no object"),
-        ('{"1": [{"question": "How many?", "answer": "two"}]}', "'1' has a question with the answer 'two'"),
-        ('{"1": [""]}', "'1' has .* is no question"),
+        ('{"1": [{"question": "How many?", "answer": "two"}]}', "'1': it has a question with the answer 'two'"),
+        ('{"1": [""]}', "'1': it has .* is no question"),
         ("{", "can't be read"),
     ):
         path.write_text(content)
@@ -82,6 +90,35 @@ def test_a_file_of_questions(tmp_path):
             read_question_file(str(path), "evaluate")
     with pytest.raises(UserError, match="can't be read"):
         read_question_file(str(tmp_path / "none.json"), "evaluate")
+
+
+def test_an_items_own_questions():
+    asked = ["Is there a cat?", {"question": " Is there a dog? ", "answer": "no"}]
+    assert own_questions(json.dumps({"questions": asked, "class": "cat"})) == (CAT, DOG)
+    assert own_questions('{"questions": []}') == ()
+    for metadata in (None, "", "{", "[1]", "{}", '{"questions": null}'):
+        assert own_questions(metadata) is None
+    for questions, message in (
+        ("Is there a cat?", "'Is there a cat\\?' for questions, which is no list"),
+        ([{"text": "a cat?"}], "which is no question"),
+        ([{"question": "How many?", "answer": "two"}], "the answer 'two'"),
+        ([" "], "which is no question"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            own_questions(json.dumps({"questions": questions}))
+
+
+def test_the_words_of_the_question_may_be_given():
+    seen = []
+    engine = ScriptedEngine(lambda request, _: seen.append(text_of(request)) or ChatReply(request.key, "Yes", "stop"))
+    pictures = [PictureToAsk("a", b"", (Question("Is {x} there?"),))]
+    for words in ("", "{question}", "Say: {question}"):
+        list(ask_pictures(engine, pictures, max_attempts=1, answer_prompt=words))
+    assert "Look at the picture" in seen[0] and "Is {x} there?" in seen[0]
+    assert seen[1:] == ["Is {x} there?", "Say: Is {x} there?"]
+    assert len({tifa_prompt.prompt_hash(words) for words in ("", "{question}")}) == 2
+    with pytest.raises(ValueError, match="no {question}"):
+        TifaSettings(engine={"model": "some/vlm"}, answer_prompt="Is it?")
 
 
 @pytest.mark.parametrize(
