@@ -52,6 +52,7 @@ class Parsed(Exception):
     """Ends a program that has understood its arguments."""
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # one program is also a library
 @pytest.mark.parametrize(("page", "arguments"), commands())
 def test_a_command_is_understood(page, arguments, monkeypatch):
     parse_args = argparse.ArgumentParser.parse_args
