@@ -5,7 +5,6 @@ written: the figures' tables, the run's summary, and the judge's scores against 
 from __future__ import annotations
 
 import collections
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -17,22 +16,15 @@ from cluster.errors import RequestError, UserError
 from cluster.folder import Folder
 from stages.evaluate.discrimination import WITHIN_ITEMS, discrimination
 from stages.evaluate.figures import Comparison, Figure, Problem, Rescored
-from stages.evaluate.judge_replies import NOISE, NOISE_SCHEMA, REPLIES, REPLIES_SCHEMA, columns_of, grouped, judge_noise
-from stages.evaluate.judges.judge import Judge
+from stages.evaluate.judge_replies import NOISE, NOISE_SCHEMA, REPLIES, REPLIES_SCHEMA, judge_noise
 from stages.evaluate.judges.tasks import get_judge
-from stages.evaluate.judges.viescore.prompt import Scores, overall, parse
-from stages.evaluate.perception.scores import NO_DIRECTION, geometric_score
-from stages.evaluate.perception.tifa import tifa_of_replies
+from stages.evaluate.perception.scores import NO_DIRECTION
+from stages.evaluate.raw_replies import SCORES, check_columns, check_texts, check_tifa, same_value
 from stages.evaluate.settings import EvaluateConfig
 from stages.evaluate.summary import ALL, MACRO, SCORES_SCHEMA, compare, judge_agreement, results, summarise
 
-SCORES = "scores.parquet"
 COMPARISONS = "figures/comparisons.parquet"
 NAMES = ("method", "item_id", "source_id", "edit_type")
-JUDGED = {  # the columns that each raw reply gives
-    "judge_sc_text": ("judge_success", "judge_over_editing"),
-    "judge_pq_text": ("judge_naturalness", "judge_artifacts"),
-}
 UNDEFINED = f"clip_directional: {NO_DIRECTION}"
 TABLES = {  # the written tables, and what identifies a row of each
     "figures/summary.parquet": ("method", "edit_type", "metric"),
@@ -98,14 +90,14 @@ def _recompute(artifact: Artifact, written_results: Mapping[str, Any], summary_n
     replies = _written(artifact, REPLIES, result, REPLIES_SCHEMA.names)
     if replies is not None:
         judge = get_judge(manifest.config["judge_task"])  # what its numbers mean doesn't depend on its words
-        result.problems += _check_columns(task, scores, judge, replies)
+        result.problems += check_columns(task, scores, judge, replies)
         noise = judge_noise(judge, replies)
         if (written := _written(artifact, NOISE, result, NOISE_SCHEMA.names)) is not None:
             result.problems += _differences(f"{task}/{NOISE}", noise, written, ("method", "metric"))
         result.figures += _noise_figures(task, noise, len(set(scores["item_id"].to_pylist())))
     else:  # a run before there was such a table
-        result.problems += _check_texts(task, scores)
-    result.problems += _check_tifa(task, scores)
+        result.problems += check_texts(task, scores)
+    result.problems += check_tifa(task, scores)
     options = _options(manifest)
     tables = {
         "figures/summary.parquet": summarise(scores, **options),
@@ -126,7 +118,7 @@ def _recompute(artifact: Artifact, written_results: Mapping[str, Any], summary_n
     for method, values in results(summary, methods, num_expected).items():
         written = written_results.get(prefix + method)
         for name, value in values.items() if written is not None else ():
-            if name in written and not _same(value, written[name]):
+            if name in written and not same_value(value, written[name]):
                 reason = f"the run wrote {written[name]}, its table of scores gives {value}."
                 result.problems.append(Problem(summary_name, f"results, {prefix + method}, {name}", reason))
     result.figures += [_figure(task, row) for row in summary.to_pylist()]
@@ -211,59 +203,6 @@ def _prefix(manifest: Manifest, methods: Sequence[str]) -> str:
     return written[0].removesuffix(methods[0]) if written and methods else ""
 
 
-def _check_columns(task: str, scores: pa.Table, judge: Judge, replies: pa.Table) -> Iterable[Problem]:
-    """Rows in which a judge's column is not what the table of its raw replies says."""
-    found = {key: columns_of(judge, said) for key, said in grouped(replies).items()}
-    names = [*judge.columns, *judge.text_columns.values()]
-    for row in scores.select(["method", "item_id", *names]).to_pylist():
-        said = found.get((row["method"], row["item_id"]), {})
-        for name in names:
-            if not _same(said.get(name), row[name]):
-                reason = f"has {row[name]}, the judge's raw replies say {said.get(name)}."
-                yield Problem(f"{task}/{SCORES}", f"{row['method']} {row['item_id']} {name}", reason)
-
-
-def _check_texts(task: str, scores: pa.Table) -> Iterable[Problem]:
-    """Rows whose judge's scores are not what its raw replies say."""
-    names = [name for text, columns in JUDGED.items() for name in (text, *columns)]
-    for row in scores.select(["method", "item_id", "judge_overall", *names]).to_pylist():
-        if row["judge_sc_text"] is None and row["judge_pq_text"] is None:
-            continue
-        read = {text: parse(row[text] or "") for text in JUDGED}
-        said: dict[str, float | None] = {}
-        for text, columns in JUDGED.items():
-            scored = read[text]
-            pair = (scored.first, scored.second) if isinstance(scored, Scores) else (None, None)
-            said |= dict(zip(columns, pair, strict=True))
-        both = list(read.values())
-        said["judge_overall"] = overall(*both) if all(isinstance(s, Scores) for s in both) else None
-        for name, value in said.items():
-            if not _same(value, row[name]):
-                reason = f"has {row[name]}, the judge's raw reply says {value}."
-                yield Problem(f"{task}/{SCORES}", f"{row['method']} {row['item_id']} {name}", reason)
-
-
-def _check_tifa(task: str, scores: pa.Table) -> Iterable[Problem]:
-    """Rows whose TIFA or geometric score is not what the replies and the masked similarity say."""
-    for row in scores.select([*NAMES, "tifa", "tifa_answers", "dinov2_masked", "geometric_score"]).to_pylist():
-        if row["tifa_answers"] is None:
-            continue
-        said = {"tifa": tifa_of_replies(row["tifa_answers"]), "geometric_score": None}
-        if said["tifa"] is not None and row["dinov2_masked"] is not None:
-            said["geometric_score"] = geometric_score(said["tifa"], row["dinov2_masked"])
-        for name, value in said.items():
-            if not _same(value, row[name]):
-                reason = f"has {row[name]}, the model's raw replies give {value}."
-                yield Problem(f"{task}/{SCORES}", f"{row['method']} {row['item_id']} {name}", reason)
-
-
-def _same(first: Any, second: Any) -> bool:
-    numbers = (int, float)
-    if isinstance(first, numbers) and isinstance(second, numbers):
-        return math.isclose(first, second, rel_tol=1e-9, abs_tol=1e-12)
-    return first == second
-
-
 def _differences(name: str, computed: pa.Table, written: pa.Table, keys: Sequence[str]) -> Iterable[Problem]:
     """Rows of a written table that are not what the scores give, in the columns and kinds of rows that it has."""
 
@@ -278,7 +217,7 @@ def _differences(name: str, computed: pa.Table, written: pa.Table, keys: Sequenc
             yield Problem(name, " ".join(key), f"{where}.")
             continue
         for column in written.column_names:
-            if column in computed.column_names and not _same(ours[key][column], theirs[key][column]):
+            if column in computed.column_names and not same_value(ours[key][column], theirs[key][column]):
                 reason = f"the run wrote {theirs[key][column]}, its table of scores gives {ours[key][column]}."
                 yield Problem(name, f"{' '.join(key)} {column}", reason)
 

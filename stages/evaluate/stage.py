@@ -67,7 +67,7 @@ def evaluate_edits(inputs: Mapping[str, Artifact], config: EvaluateConfig, conte
         judge = get_judge(config.judge_task, config.judge_prompts)
         judge_files(files, benchmark, judge, config, context, lambda: get_engine(config.judge, context))
     if config.perception is not None:
-        _perceive(files, benchmark, config.perception, context)
+        _perceive(files, benchmark, config.perception, length, context)
 
     scores = _join(context.out, items, methods)
     context.out.write_table("scores.parquet", scores)
@@ -110,7 +110,11 @@ def evaluate_sources(config: EvaluateConfig) -> list[str]:
 
 
 def _perceive(
-    files: Mapping[str, EditsFile], benchmark: Benchmark, settings: PerceptionSettings, context: Context
+    files: Mapping[str, EditsFile],
+    benchmark: Benchmark,
+    settings: PerceptionSettings,
+    num_frames: int | None,
+    context: Context,
 ) -> None:
     """Lets the models look at the edits of every file that isn't done."""
     from stages.evaluate.perception.shard import PerceiveShard
@@ -118,7 +122,7 @@ def _perceive(
 
     if settings.sees:
         shards = {f"perception/{name}": file for name, file in files.items()}
-        work = PerceiveShard(benchmark, shards, settings, part_schema(PERCEIVED_COLUMNS), context.out)
+        work = PerceiveShard(benchmark, shards, settings, part_schema(PERCEIVED_COLUMNS), context.out, num_frames)
         run_shards(list(shards), work, context=context, num_workers=settings.num_workers, num_gpus=settings.num_gpus)
     if settings.tifa is not None:
         shards = {f"tifa/{name}": file for name, file in files.items()}

@@ -272,7 +272,7 @@ def judge_agreement(scores: pa.Table) -> pa.Table:
 def results(summary: pa.Table, methods: Sequence[str], num_expected: int) -> dict[str, dict[str, float | int | None]]:
     """{method: {metric: mean}} for the run's summary. A metric that was not measured is None, never 0.
 
-    `num_items` counts the items with a score by the oracle, or by the judge where there is no oracle.
+    `num_items` counts the items with a score by the oracle, where there is none by the judge, else by any metric.
     """
     means: dict[str, dict[str, float | int | None]] = {}
     for method in methods:
@@ -280,7 +280,8 @@ def results(summary: pa.Table, methods: Sequence[str], num_expected: int) -> dic
         overall = {row["metric"]: row for row in rows if row["edit_type"] == ALL}
         macro = {row["metric"]: row["mean"] for row in rows if row["edit_type"] == MACRO}
         judged = next((overall[metric] for metric in JUDGE_OVERALLS if metric in overall), {"num_items": 0})
-        counted = overall.get("whole_scene_right") or judged
+        most = max(overall.values(), key=lambda row: row["num_items"], default=judged)
+        counted = overall.get("whole_scene_right") or (judged if judged["num_items"] else most)
         means[method] = {metric: overall[metric]["mean"] if metric in overall else None for metric in METRICS}
         means[method] |= {
             "judge_overall_macro": macro.get("judge_overall"),

@@ -27,12 +27,12 @@ def png(pixels):
     return buffer.getvalue()
 
 
-def artifact(tmp_path, stage, tables):
+def artifact(tmp_path, stage, tables, config=None):
     folder = Folder(tmp_path / stage / "ffff")
     for name, rows in tables.items():
         folder.write_table(name, pa.Table.from_pylist(rows))
     manifest = commit(
-        folder, stage=stage, version="1", fingerprint="ffff", config={}, identity={}, parents={}, run_id="r",
+        folder, stage=stage, version="1", fingerprint="ffff", config=config or {}, identity={}, parents={}, run_id="r",
         code_version="test",
     )  # fmt: skip
     return Artifact(stage, "ffff", folder, manifest)

@@ -85,6 +85,12 @@ def test_many_comparisons_are_corrected():
     assert [r["p_holm"] for r in rows] == pytest.approx([6 / 64] * 3)
 
 
+def test_items_are_counted_by_any_metric_where_there_is_neither_oracle_nor_judge():
+    scores = table(score("byg", "1", clip_score=20.0, dino=0.5), score("byg", "2", dino=0.7))
+    values = results(summarise(scores, **OPTIONS), ["byg"], 3)["byg"]
+    assert (values["num_items"], values["num_judged"], values["num_expected"]) == (2, 0, 3)
+
+
 def test_a_method_without_any_score_has_no_figures():
     scores = table(score("byg", "1", unscored="image: broken"))
     assert results(summarise(scores, **OPTIONS), ["byg"], 1)["byg"]["num_items"] == 0
