@@ -62,7 +62,7 @@ class BareVLLM:
 
 def _serve(settings: EngineSettings, pipe: Any) -> None:
     os.dup2(2, 1)  # what vLLM logs isn't the benchmark's output
-    from cluster.vllm_actor import engine_arguments, sampling_params
+    from cluster.vllm_arguments import engine_arguments, sampling_params
 
     on_cpu, arguments = engine_arguments(settings)
     import torch

@@ -37,7 +37,7 @@ from cluster.lease import Lease
 from cluster.session import open_session
 from cluster.vllm import Engine, get_engine
 from pipelines.cli import PROFILES
-from stages.caption import asking
+from stages.caption import work
 from stages.caption.stage import CaptionConfig, caption_images
 from stages.starter.world import IMAGE_SIZE
 
@@ -79,7 +79,7 @@ def starter_config(**changes: Any) -> CaptionConfig:
 
 def run_stage(config: CaptionConfig, context: Context, samples: Artifact, engine: Engine) -> float:
     """Seconds of the stage over the samples, from its call to its manifest."""
-    asking.get_engine = lambda settings, context: engine  # that it would find itself: this one may be overheard
+    work.get_engine = lambda settings, context: engine  # that it would find itself: this one may be overheard
     started = time.perf_counter()
     caption_images({"ingest": samples}, config, context)
     commit(

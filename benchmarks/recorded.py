@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster import vllm_actor, vllm_noise
+from cluster import vllm_actor
 from cluster.chat import ChatReply, ChatRequest
 
 RECORDING = Path(__file__).with_name("recording.json")
@@ -124,8 +124,10 @@ class RecordedEngine:
         return None, [{"prompt_token_ids": tokens, "number": int.from_bytes(digest.digest()[:4], "big")}]
 
     def add_request(self, name: str, prompt: dict[str, Any], params: Any) -> None:
+        from cluster.vllm_noise import ARGUMENT  # imports vLLM, which only an actor should
+
         schema = params.structured_outputs.json if params.structured_outputs else None
-        seed = (params.extra_args or {}).get(vllm_noise.ARGUMENT, (None,))[0]
+        seed = (params.extra_args or {}).get(ARGUMENT, (None,))[0]
         number = prompt["number"] if seed is None else seed
         self._waiting.append((name, prompt, self._recording.reply(schema, number, seed is not None)))
 

@@ -1,11 +1,8 @@
 """A request to a chat model and its reply, as every engine takes and gives them."""
 
 import hashlib
-import re
 from dataclasses import dataclass, field
 from typing import Any
-
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 @dataclass(frozen=True)
@@ -51,18 +48,3 @@ def request_seed(*parts: object) -> int:
     """A seed of 31 bits from what identifies a request, the same in every process."""
     digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
-
-
-def one_line(error: BaseException, limit: int = 300) -> str:
-    """An error's text on one line, with its type where it has none; without the addresses of objects, so that the same
-    fault reads the same in every process.
-    """
-    text = _ADDRESS.sub("", " ".join(str(error).split())) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-def first_cause(error: BaseException) -> BaseException:
-    """What an error was raised from, down to the first."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error

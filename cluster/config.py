@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cluster.errors import RequestError
+from cluster.errors import RequestError, one_line
 
 _RUNTIME = "runtime"
 
@@ -101,7 +101,7 @@ def read_profile(path: Path) -> Profile:
     try:
         profile = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RequestError(f"Profile {path} isn't valid YAML: {' '.join(str(error).split())}") from None
+        raise RequestError(f"Profile {path} isn't valid YAML: {one_line(error)}") from None
     if profile is None:
         return Profile({})
     if not isinstance(profile, dict):
@@ -158,13 +158,13 @@ def build_configs(
         try:
             configs[stage] = model.model_validate(dict(values.get(stage, {})))
         except ValidationError as error:
-            problems += [_one_line(stage, model, problem) for problem in error.errors()]
+            problems += [_described(stage, model, problem) for problem in error.errors()]
     if problems:
         raise RequestError("\n".join(problems))
     return configs
 
 
-def _one_line(stage: str, model: type[BaseModel], problem: Mapping[str, Any]) -> str:
+def _described(stage: str, model: type[BaseModel], problem: Mapping[str, Any]) -> str:
     path = ".".join([stage, *(str(part) for part in problem["loc"])])
     if problem["type"] == "extra_forbidden":
         fields = _fields_at(model, problem["loc"][:-1])

@@ -198,10 +198,6 @@ class Context:
         if tracker := self._get_tracker():
             tracker.log_metrics(dict(metrics), step)
 
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        if tracker := self._get_tracker():
-            tracker.log_params(dict(params))
-
     def log_artifact(self, local_path: str | os.PathLike[str], artifact_path: str | None = None) -> None:
         """Copies a small local file (a report, a plot, samples) to the stage's MLflow run."""
         if tracker := self._get_tracker():
@@ -211,6 +207,11 @@ class Context:
         """Records a data set that the stage reads, with the digest of its content."""
         if tracker := self._get_tracker():
             tracker.log_input(name, digest, rows)
+
+    def register_adapter(self, local_folder: str | os.PathLike[str], params: Mapping[str, Any]) -> None:
+        """Keeps a trained adapter's files as a new version of the registered model that has the stage's name."""
+        if tracker := self._get_tracker():
+            tracker.register_adapter(local_folder, self.stage, params)
 
     def _get_tracker(self) -> Any:
         if self._tracker is None and self.mlflow_run_id and self.tracking_uri:

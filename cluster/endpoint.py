@@ -11,9 +11,9 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from cluster.chat import ChatReply, ChatRequest, one_line
+from cluster.chat import ChatReply, ChatRequest
 from cluster.dag import Context
-from cluster.errors import UserError
+from cluster.errors import UserError, one_line
 
 KEY_VARIABLE = "PAIRLESS_ENDPOINT_KEY"
 _TRIES = 5
@@ -111,7 +111,10 @@ class EndpointEngine:
                 )
             if response.status_code >= 400:  # this request's own fault
                 return ChatReply(request.key, error=f"request: {' '.join(response.text.split())[:300]}")
-            return _reply(request, response.json())
+            try:
+                return _reply(request, response.json())
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                problem = f"its answer is no chat completion ({one_line(error)}): {response.text[:200]!r}"
         raise UserError(
             f"The server at {self.settings.endpoint} failed {_TRIES} times at one request: {problem}. "
             "Run the same command again when it works; finished shards stay."
@@ -154,7 +157,10 @@ def _part(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reply(request: ChatRequest, answer: dict[str, Any]) -> ChatReply:
-    choice, usage = answer["choices"][0], answer.get("usage") or {}
+    choices, usage = answer["choices"], answer.get("usage") or {}
+    if not choices:
+        return ChatReply(request.key, error="request: the answer has no choices")
+    choice = choices[0]
     tokens = (choice.get("logprobs") or {}).get("content") or []
     logprobs = {item["token"]: item["logprob"] for item in tokens[0]["top_logprobs"]} if tokens else None
     return ChatReply(

@@ -1,7 +1,10 @@
 """Errors with a text for the user. Everything else that is raised is a fault and keeps its traceback."""
 
+import re
 import sys
 from collections.abc import Callable
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 class UserError(Exception):
@@ -31,3 +34,18 @@ def exit_code(work: Callable[[], int | None]) -> int:
         return FAILED
     except KeyboardInterrupt:
         return STOPPED
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """An error's text on one line, with its type where it has none; without the addresses of objects, so that the same
+    fault reads the same in every process.
+    """
+    text = _ADDRESS.sub("", " ".join(str(error).split())) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """What an error was raised from, down to the first."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

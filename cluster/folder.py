@@ -217,12 +217,6 @@ class Folder:
         else:
             self.write_bytes(name, Path(local_path).read_bytes())
 
-    def put_dir(self, local_path: str | os.PathLike[str], prefix: str = "") -> None:
-        """Copies the files of a local directory in, under `prefix`; each file appears whole."""
-        for name, _ in sorted(_local_sizes(os.fspath(local_path), "", True)):
-            if not is_temporary(name):
-                self.put_file(os.path.join(local_path, name), f"{prefix}/{name}" if prefix else name)
-
     def local(self, prefix: str = "") -> Path:
         """A local path with the content of the folder (or of the subfolder or file `prefix`).
 

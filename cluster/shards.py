@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cluster.dag import Context
-from cluster.errors import UserError
+from cluster.errors import UserError, one_line
 
 _MAX_DEATHS = 3
 
@@ -77,11 +77,11 @@ def run_shards(
                     raise error.cause from error
                 except RayActorError as error:
                     deaths[shard] += 1
-                    context.incident(f"A worker died at {shard}; another does it again. {_short(error)}")
+                    context.incident(f"A worker died at {shard}; another does it again. {one_line(error)}")
                     if deaths[shard] >= _MAX_DEATHS:
                         raise UserError(
                             f"Stage {context.stage}: workers died {_MAX_DEATHS} times at shard {shard}. "
-                            f"Often memory ran out: try fewer workers. The last death: {_short(error)}"
+                            f"Often memory ran out: try fewer workers. The last death: {one_line(error)}"
                         ) from None
                     if not context.out.exists(shard):
                         pending.appendleft(shard)
@@ -112,7 +112,3 @@ class _Progress:
     def __call__(self, num_done: int) -> None:
         done, total = round(num_done * self._scale), round(self._num_shards * self._scale)
         self._context.progress(done, total, self._unit)
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

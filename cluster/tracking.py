@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.artifacts import Artifact
-from cluster.errors import UserError
+from cluster.errors import UserError, one_line
 from cluster.folder import Folder
 from cluster.mlflow_server import Server, open_store_command
 from cluster.mlflow_values import dataset, flat, numbers
@@ -71,7 +71,7 @@ def start_run(
         end = f" Its log is {server.log}." if server else " It is what MLFLOW_TRACKING_URI names."
         if server:
             server.stop()
-        raise UserError(f"MLflow at {uri} doesn't work: {_short(error)}.{end}") from error
+        raise UserError(f"MLflow at {uri} doesn't work: {one_line(error)}.{end}") from error
 
 
 class RunTracking:
@@ -174,12 +174,6 @@ class StageTracker:
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         _log_metrics(self._client, self.run_id, metrics, step)
 
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Parameters; nested mappings become `a.b`. One that is already there with another value is left as
-        it was.
-        """
-        _log_params(self._client, self.run_id, params)
-
     def log_artifact(self, path: str | os.PathLike[str], artifact_path: str | None = None) -> None:
         """Copies a local file, or a folder's files, to the run."""
         if os.path.isdir(path):
@@ -262,6 +256,7 @@ def _log_metrics(client: Any, run_id: str, metrics: Mapping[str, float], step: i
 
 
 def _log_params(client: Any, run_id: str, params: Mapping[str, Any]) -> None:
+    """Nested mappings become `a.b`. A parameter that is already there with another value stays as it was."""
     from mlflow.entities import Param
     from mlflow.exceptions import MlflowException
 
@@ -274,7 +269,3 @@ def _log_params(client: Any, run_id: str, params: Mapping[str, Any]) -> None:
 
 def _is_alive(pid: str | None) -> bool:
     return bool(pid) and pid.isdigit() and Path(f"/proc/{pid}").exists()
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

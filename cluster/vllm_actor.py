@@ -5,7 +5,6 @@ built.
 import asyncio
 import functools
 import io
-import logging
 import math
 import os
 import queue
@@ -19,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster import record
-from cluster.chat import ChatReply, ChatRequest, first_cause, one_line
+from cluster.chat import ChatReply, ChatRequest
+from cluster.errors import first_cause, one_line
 from cluster.folder import Folder
+from cluster.vllm_arguments import engine_arguments, sampling_params
 
 _MAX_IMAGE_BYTES = 256 << 20
 _IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
@@ -138,7 +139,12 @@ class EngineActor:
         except _BadRequest:
             raise
         except Exception as error:  # whatever vLLM says of one request must not reach another
-            raise _BadRequest(f"request: {one_line(first_cause(error))}") from error
+            cause = first_cause(error)
+            if getattr(cause, "parameter", "") == "input_tokens":  # its own words advise to shorten the prompt
+                limit = self.settings.max_model_len
+                words = f"request: {cause.value} tokens of words alone don't fit into max_model_len = {limit}"
+                raise _BadRequest(words) from error
+            raise _BadRequest(f"request: {one_line(cause)}") from error
 
     def _message(self, message: dict[str, Any]) -> dict[str, Any]:
         content = message["content"]
@@ -251,69 +257,6 @@ class _Call:
             self.done.set_result(self._replies)
 
 
-def engine_arguments(settings: Any) -> tuple[bool, Any]:
-    """Whether vLLM runs on the CPU, and its `EngineArgs` for these settings. Prepares this process: call it before
-    anything else imports vLLM.
-    """
-    model = settings.resolved_model()
-    os.environ.update(VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    if Path(model).is_dir():
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    # Settings of the CPU engine are read at import, before it is known whether there is a GPU; elsewhere unused.
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(settings.cpu_kv_cache_gib))
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    from vllm.platforms import current_platform
-
-    on_cpu = current_platform.is_cpu()
-    values: dict[str, Any] = {}
-    if on_cpu:
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        _register_in_process(model)
-        from cluster.vllm_noise import SeededNoise
-
-        values = {"enforce_eager": True, "async_scheduling": False, "logits_processors": [SeededNoise]}
-        # It warns at every step that the threads stay as they are.
-        worker_log = logging.getLogger("vllm.v1.worker.cpu_worker")
-        worker_log.addFilter(lambda line: "set_num_threads" not in str(line.msg))
-    else:
-        values = {"gpu_memory_utilization": settings.gpu_memory_utilization}
-    from vllm import EngineArgs
-
-    return on_cpu, EngineArgs(
-        model=model, load_format="safetensors", trust_remote_code=False, seed=settings.seed,
-        dtype="float32" if on_cpu and settings.dtype == "auto" else settings.dtype,
-        max_model_len=settings.max_model_len, max_num_seqs=settings.max_num_seqs,
-        tensor_parallel_size=settings.tensor_parallel_size, generation_config="vllm",
-        limit_mm_per_prompt={"image": settings.limit_images, "video": 0}, mm_processor_cache_gb=0,
-        structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
-        disable_log_stats=True, **values,
-    )  # fmt: skip
-
-
-def sampling_params(request: ChatRequest, on_cpu: bool) -> Any:
-    """vLLM's `SamplingParams` of a request."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
-
-    sampled = request.temperature > 0 and request.seed is not None
-    values: dict[str, Any] = {"temperature": request.temperature}
-    if sampled and on_cpu:
-        from cluster.vllm_noise import seeded_params
-
-        values = {"temperature": 0.0, "extra_args": seeded_params(request.seed, request.temperature)}
-    elif sampled:
-        values["seed"] = request.seed
-    if request.schema is not None:
-        values["structured_outputs"] = StructuredOutputsParams(json=request.schema)
-    return SamplingParams(
-        max_tokens=request.max_tokens,
-        logprobs=request.logprobs,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-        **values,
-    )
-
-
 def _decode(data: bytes, max_pixels: int) -> Any:
     from PIL import Image, UnidentifiedImageError
 
@@ -341,16 +284,6 @@ def _reply(request: ChatRequest, output: Any) -> ChatReply:
         request.key, completion.text, completion.finish_reason or "", len(output.prompt_token_ids or ()),
         len(completion.token_ids), logprobs, cached_tokens=output.num_cached_tokens or 0,
     )  # fmt: skip
-
-
-def _register_in_process(model: str) -> None:
-    """Registers the model's class itself, which spares vLLM a subprocess with all imports to look at it."""
-    from transformers import AutoConfig
-    from vllm import ModelRegistry
-
-    for name in AutoConfig.from_pretrained(model).architectures or ():
-        if name in ModelRegistry.models and (cls := ModelRegistry.models[name].load_model_cls()):
-            ModelRegistry.register_model(name, cls)
 
 
 def _redirect_output(path: str) -> None:

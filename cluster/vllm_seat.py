@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.chat import ChatReply, ChatRequest
 from cluster.dag import Context
-from cluster.errors import UserError
+from cluster.errors import UserError, one_line
 from cluster.folder import Folder
 from cluster.record import run_folder
 
@@ -191,7 +191,7 @@ class Seat:
         if self._num_losses > MAX_LOSSES:
             raise EngineLost(
                 f"The engine for {self._settings.model} died {self._num_losses} times, the last time so: "
-                f"{' '.join(str(error).split())[:300]} Its log is {self.log}. If memory ran out, lower "
+                f"{one_line(error)} Its log is {self.log}. If memory ran out, lower "
                 "max_num_seqs, max_model_len or gpu_memory_utilization."
             )
         lost, self._lost = self._lost, []
@@ -214,7 +214,7 @@ class Seat:
         elif isinstance(error, RayTaskError):
             raise EngineLost(
                 f"The engine can't load the model {self._settings.model}: "
-                f"{' '.join(str(error.cause).split())} (log: {self.log})"
+                f"{one_line(error.cause, 600)} (log: {self.log})"
             )
         else:
             raise error

@@ -32,10 +32,10 @@ def main(
 ) -> int:
     """Runs a pipeline as its command line says. Returns the exit code.
 
-    0: done; 1: a stage failed, or a method lacks pictures of a benchmark's items; 2: the request was wrong; 130:
-    stopped by Ctrl-C or SIGTERM. A profile without `_targets` runs what leads to `default_targets`, or else
-    everything. Of the stages `costed` a dry run names the command that tells what they will take. `tracked=False`
-    leaves MLflow out.
+    0: done; 1: a stage failed, a method lacks pictures of a benchmark's items, or a judge scored nothing; 2: the
+    request was wrong; 130: stopped by Ctrl-C or SIGTERM. A profile without `_targets` runs what leads to
+    `default_targets`, or else everything. Of the stages `costed` a dry run names the command that tells what they will
+    take. `tracked=False` leaves MLflow out.
     """
     arguments = _parser().parse_args(argv)
 

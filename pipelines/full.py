@@ -75,7 +75,7 @@ from stages.starter.stages import (
     make_video_benchmark,
     make_video_captions,
 )
-from stages.train.stage import (
+from stages.train.settings import (
     TrainByGConfig,
     TrainByGVideoConfig,
     TrainCustomizationConfig,
@@ -83,9 +83,8 @@ from stages.train.stage import (
     TrainNPEditConfig,
     TrainSFTConfig,
     TrainVideo4EditConfig,
-    train,
-    train_sources,
 )
+from stages.train.stage import train, train_sources
 
 # these only coordinate: the actors that they start ask for CPUs, GPUs and labels
 COORDINATE = Resources(cpus=0)
@@ -108,6 +107,7 @@ TRAININGS = (*UNPAIRED, "train_video4edit", "train_sft")
 PICTURES = (*ITEMS, "validation", *TRAININGS)
 CLIPS = (*CLIP_ITEMS, "video_validation", "train_byg_video")
 OBJECTS = (*OBJECT_ITEMS, "train_customization")
+CHOOSES_BY = {"validation": "edit", "video_validation": "edit_video"}
 REPORTED = {
     "edit": ("evaluate", "edit", *ITEMS, *TRAININGS, *ROWS, "ingest"),
     "edit_video": ("evaluate_video", "edit_video", *CLIP_ITEMS, "train_byg_video", "verify_clips", "video_prompts"),
@@ -118,16 +118,19 @@ REPORTED = {
 
 
 def is_used(configs: Mapping[str, Any], need: str) -> bool:
-    """A training is made if its method is one that edits, and the report tells of what edits; of benchmarks, the one
-    that is given.
+    """A training is made if its method is one that edits, items to choose a strength by if there are several, and the
+    report tells of what edits; of benchmarks, the one that is given.
     """
     if not is_given(configs, need):
         return False
+    if need in CHOOSES_BY:
+        return configs[CHOOSES_BY[need]].to_choose != {}
     trained = set().union(*(trained_stages(config) for config in configs.values() if isinstance(config, EditSettings)))
     if need.startswith("train_"):
         return need in trained
     learners = {"ingest": UNPAIRED, "customize": ("train_customization",)}
-    learners |= {name: [stage for stage in UNPAIRED if _tuples(configs[stage]) == name] for name in ROWS}
+    there = [stage for stage in UNPAIRED if stage in configs]  # a profile's targets may leave some out
+    learners |= {name: [stage for stage in there if _tuples(configs[stage]) == name] for name in ROWS}
     learners |= dict.fromkeys(("verify_clips", "video_prompts"), ("train_byg_video",))
     if need in learners:
         return not trained.isdisjoint(learners[need])
@@ -180,7 +183,7 @@ STAGES = (
     Stage("encode_proposals", "2", encode_tuples, EncodeConfig, ("ingest", "propose"), COORDINATE, encode_sources),
     # held-out pictures with the edits asked of them; the oracle alone reads their truth
     Stage("benchmark", "2", make_benchmark, BenchmarkConfig),
-    Stage("ingest_benchmark", "1", ingest_benchmark, IngestBenchmarkConfig, (), COORDINATE, ingest_benchmark_sources),
+    Stage("ingest_benchmark", "2", ingest_benchmark, IngestBenchmarkConfig, (), COORDINATE, ingest_benchmark_sources),
     Stage("validation", "2", make_benchmark, ValidationConfig),
     # the editors, and the bound that true pairs would give; each only if edit.methods has it
     Stage("train_byg", "1", train, TrainByGConfig, ("encode", "validation"), TRAIN, train_sources),
@@ -198,7 +201,7 @@ STAGES = (
     Stage("train_video4edit", "1", train, TrainVideo4EditConfig, ("rollout", "validation"), TRAIN, train_sources),
     # every method on the benchmark, judged and measured
     Stage("edit", "1", edit_images, EditConfig, PICTURES, COORDINATE, edit_sources, is_used),
-    Stage("evaluate", "1", evaluate_edits, EvaluateConfig, ("edit", *ITEMS), VLLM, evaluate_sources, is_given),
+    Stage("evaluate", "2", evaluate_edits, EvaluateConfig, ("edit", *ITEMS), VLLM, evaluate_sources, is_given),
     # ByG on video: clips that the base model draws in one style each, and an editor that gives them another
     Stage("video_captions", "1", make_video_captions, VideoCaptionsConfig),
     Stage("ingest_videos", "1", ingest_videos, IngestVideosConfig, (), COORDINATE, ingest_videos_sources),
@@ -213,7 +216,7 @@ STAGES = (
     Stage("train_byg_video", "1", train, TrainByGVideoConfig,
           ("encode_clips", "video_validation"), TRAIN, train_sources),
     Stage("edit_video", "1", edit_images, EditVideoConfig, CLIPS, COORDINATE, edit_sources, is_used),
-    Stage("evaluate_video", "1", evaluate_edits, EvaluateVideoConfig,
+    Stage("evaluate_video", "2", evaluate_edits, EvaluateVideoConfig,
           ("edit_video", *CLIP_ITEMS), COORDINATE, evaluate_sources, is_given),
     # NP-Edit's customization: a picture's object in another setting
     Stage("customize", "1", customize_images, CustomizeConfig, ("ingest",), VLLM, customize_sources),
@@ -226,7 +229,7 @@ STAGES = (
     Stage("train_customization", "1", train, TrainCustomizationConfig,
           ("encode_customization", "customization_validation"), TRAIN, train_sources),
     Stage("edit_customization", "1", edit_images, EditCustomizationConfig, OBJECTS, COORDINATE, edit_sources, is_used),
-    Stage("evaluate_customization", "1", evaluate_edits, EvaluateCustomizationConfig,
+    Stage("evaluate_customization", "2", evaluate_edits, EvaluateCustomizationConfig,
           ("edit_customization", *OBJECT_ITEMS), VLLM, evaluate_sources, is_given),
     # one page about all of it
     Stage("report", "1", write_report, ReportConfig, sum(REPORTED.values(), ()), uses=is_used),

@@ -12,7 +12,7 @@ if __name__ == "__main__" and not __package__:  # `python pipelines/status.py` i
 
 from cluster import record
 from cluster.config import nearest
-from cluster.errors import RequestError
+from cluster.errors import RequestError, exit_code
 from cluster.folder import Folder
 from cluster.record import RunRecord
 from pipelines.show import Block, run_block, running_progress
@@ -28,15 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--watch", action="store_true", help="go on until the run ends")
     arguments = parser.parse_args(argv)
     root = Folder(arguments.root)
-    try:
-        run = _read(root, arguments.run)
-        _show(root, run, arguments.watch)
-    except RequestError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_code(lambda: _show(root, _read(root, arguments.run), arguments.watch))
 
 
 def _read(root: Folder, run_id: str | None) -> RunRecord:

@@ -1,0 +1,1 @@
+"""What each node of the graph does, a folder each."""

@@ -1,1 +1,1 @@
-"""Which parts of ByG carry it: the rows of the paper's table 4, trained and scored alike."""
+"""Which parts carry a method: one taken away at a time, as in the papers' tables, all trained and scored alike."""

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from cluster.artifacts import MANIFEST, Manifest
 from cluster.chat import request_seed
-from cluster.errors import RequestError, UserError
+from cluster.errors import RequestError, UserError, one_line
 from cluster.folder import Folder
 from stages.caption.asking import OUTCOME_COLUMNS
 from stages.caption.report import broken_name
@@ -76,7 +76,7 @@ def read_contents(url: str) -> Contents:
             "ROOT/STAGE/FINGERPRINT such as runs/caption/82e197e511a9a89c."
         ) from None
     except (OSError, ValidationError, ValueError) as error:
-        raise RequestError(f"{folder.url} can't be read: {' '.join(str(error).split())[:300]}") from None
+        raise RequestError(f"{folder.url} can't be read: {one_line(error)}") from None
     names = [name for name in manifest.files if name.endswith(".parquet")]
     if not names:
         raise RequestError(f"{folder.url} holds no table.")
@@ -183,7 +183,7 @@ def _add_pictures(contents: Contents, folder: Folder) -> None:
         try:
             stored = StoredRows(parent, contents.key, columns)
         except (OSError, UserError) as error:
-            contents.no_pictures = " ".join(str(error).split())
+            contents.no_pictures = one_line(error)
             return
         known = set(stored.keys)
         for samples in (contents.good, contents.bad):

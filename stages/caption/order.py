@@ -11,7 +11,8 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from stages.caption.asking import Asked, Asking, AskingConfig, Call, Conversation, Refused, proceed
+from stages.caption.asking import Asked, Asking, AskingConfig
+from stages.caption.conversation import Call, Conversation, Refused, proceed
 
 _BREAK = "\n\n"
 

@@ -26,9 +26,10 @@ from cluster.alone import alone
 from cluster.artifacts import Artifact, commit
 from cluster.config import apply_settings, build_configs, find_profile, read_profile
 from cluster.dag import Context
-from cluster.errors import RequestError, exit_code
+from cluster.errors import RequestError, exit_code, one_line
 from cluster.folder import Folder
-from stages.caption.asking import Asking, AskingConfig, Call, Dropped, Reading
+from stages.caption.asking import Asking, AskingConfig
+from stages.caption.conversation import Call, Dropped, Reading
 from stages.caption.engines import ENGINES
 from stages.caption.rule import Rule, rule_name
 from stages.caption.trial import Trial, opened, try_rows
@@ -133,7 +134,7 @@ def _bytes(path: str) -> bytes:
         with folder.open("") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise RequestError(f"{path} can't be read: {' '.join(str(error).split())}") from None
+        raise RequestError(f"{path} can't be read: {one_line(error)}") from None
     if len(data) > MAX_BYTES:
         raise RequestError(f"{path} has more than {MAX_BYTES} bytes: that is no single picture or clip.")
     return data

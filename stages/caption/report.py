@@ -5,14 +5,12 @@ from __future__ import annotations
 import collections
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cluster.dag import Context
 from cluster.errors import UserError
+from stages.caption.asking import Asking
 from stages.caption.rule import Rule
-
-if TYPE_CHECKING:
-    from stages.caption.asking import Asking
 
 _NUM_EXAMPLES = 3
 _NUM_WORDS = 100

@@ -15,22 +15,14 @@ from cluster.chat import request_seed
 from cluster.dag import Context
 from cluster.errors import UserError
 from stages.caption.answers import field_rules
-from stages.caption.asking import (
-    Asked,
-    Asking,
-    AskingConfig,
-    Call,
-    Conversation,
-    Reading,
-    ask,
-    asking_sources,
-    with_outcome,
-)
+from stages.caption.asking import Asked, Asking, AskingConfig, asking_sources, with_outcome
+from stages.caption.conversation import Call, Conversation, Reading
 from stages.caption.edits import prompt
 from stages.caption.edits.rules import EditRule, check, find_object, not_applicable
 from stages.caption.offers import PRIORITY, offer_styles, offer_types, shard_seed
 from stages.caption.order import ordered
 from stages.caption.rows import StoredRows
+from stages.caption.work import ask
 
 TUPLES_SCHEMA = with_outcome(
     [

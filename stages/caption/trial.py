@@ -14,8 +14,10 @@ from cluster.dag import Context
 from cluster.session import open_session
 from cluster.shards import name_shards
 from cluster.vllm import Engine, get_engine
-from stages.caption.asking import Asked, Asking, AskingConfig, Call, Conversation, Reading, Refused, Work, proceed
+from stages.caption.asking import Asked, Asking, AskingConfig
+from stages.caption.conversation import Call, Conversation, Reading, Refused, proceed
 from stages.caption.report import dead_letters_name
+from stages.caption.work import Work
 
 
 @dataclasses.dataclass(frozen=True)

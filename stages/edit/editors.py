@@ -211,7 +211,8 @@ def size_of(items: Sequence[Item], multiple: int) -> tuple[int, int]:
     if width % multiple or height % multiple:
         raise UserError(
             f"edit: the picture of item {items[0].item_id!r} is {width}x{height} pixels; this model works on "
-            f"sides that are multiples of {multiple}. Resize or crop the benchmark's pictures."
+            f"sides that are multiples of {multiple}. Have pictures scaled, for example with "
+            "--set edit.num_pixels=262144 (or edit_customization.num_pixels); give clips another size."
         )
     return height, width
 

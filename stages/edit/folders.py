@@ -1,4 +1,4 @@
-"""Editors that ran elsewhere: a folder of the pictures that one made, in a benchmark's own output layout or by id."""
+"""Editors that ran elsewhere: a folder of what one made, in a benchmark's own output layout or by id."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import io
 import posixpath
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from PIL import Image
 from pydantic import Field
@@ -16,6 +16,7 @@ from cluster.config import StageConfig
 from cluster.errors import UserError
 from cluster.folder import Folder
 from stages.edit.benchmark import MAX_PIXELS
+from stages.train.backbones.video_files import CONTAINERS
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 INSIDE = ("", "fullset/")  # GEdit-Bench's layout has everything below fullset/
@@ -24,59 +25,95 @@ MAX_FILE_BYTES = 8 * MAX_PIXELS
 
 
 class FolderSettings(StageConfig):
-    """The pictures that somebody else's editor made."""
+    """The pictures or clips that somebody else's editor made."""
 
-    path: str = Field(description="Folder or URL with ITEM_ID.png, or GEdit-Bench's fullset/TASK/LANGUAGE/KEY.png.")
-    other_shapes: Literal["unscored", "resize"] = Field(
-        "unscored", description="Of pictures of another shape than the source's; resize: as the official scripts do."
+    path: str = Field(
+        description="Folder or URL with ITEM_ID.png, or GEdit-Bench's fullset/TASK/LANGUAGE/KEY.png; of clips "
+        "ITEM_ID.mp4, or their frames as ITEM_ID/00000.png."
     )
+    other_shapes: Literal["unscored", "resize"] = Field(
+        "unscored", description="Of edits of another shape than the source's; resize: as the official scripts do."
+    )
+
+
+class Unusable(Exception):
+    """There is no edit of an item that can be scored; the text is the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """The files for each item (none: missing; several: nobody knows which is meant), and those for no item."""
+    """The files for each item (none: missing; several: nobody knows which is meant), and those for no item.
+
+    A clip's frames that are files of a folder stand there as `FOLDER/`. `num_frames`: of a source; 1: pictures.
+    """
 
     folder: Folder
     files: Mapping[str, tuple[str, ...]]
     unknown: Sequence[str]
+    num_frames: int = 1
+
+    @property
+    def noun(self) -> str:
+        """What the files are."""
+        return "picture" if self.num_frames == 1 else "clip"
 
 
-def find_pictures(name: str, settings: FolderSettings, item_ids: Sequence[str]) -> Found:
-    """Looks the items' pictures up by their names. Raises UserError if the folder has none of them."""
+def find_edits(setting: str, settings: FolderSettings, item_ids: Sequence[str], num_frames: int = 1) -> Found:
+    """Looks up by name what there is of each item: a picture, or with `num_frames` above 1 a clip.
+
+    Raises UserError, naming the `setting` that has the path, if the folder has nothing of any item.
+    """
     folder, wanted = Folder(settings.path), set(item_ids)
-    files: dict[str, list[str]] = collections.defaultdict(list)
-    unknown = []
+    files: dict[str, dict[str, None]] = collections.defaultdict(dict)
+    unknown: dict[str, None] = {}
     for file in folder.list(recursive=True):
         stem, suffix = posixpath.splitext(file)
-        if suffix.lower() not in SUFFIXES:
+        if suffix.lower() not in (SUFFIXES if num_frames == 1 else (*SUFFIXES, *CONTAINERS)):
             continue
+        if num_frames > 1 and suffix.lower() in SUFFIXES and "/" in file:  # a frame
+            stem = posixpath.dirname(file)
+            file = f"{stem}/"
         item_id = next((stem.removeprefix(start) for start in INSIDE if stem.removeprefix(start) in wanted), None)
         if item_id is not None:
-            files[item_id].append(file)
+            files[item_id][file] = None
         elif not stem.endswith("_SRCIMG"):  # GEdit-Bench has the sources beside the edits
-            unknown.append(file)
+            unknown[file] = None
+    found = Found(folder, {item_id: tuple(names) for item_id, names in files.items()}, list(unknown), num_frames)
     if not files:
-        other = f" There are others, such as {unknown[0]}: is it another benchmark's?" if unknown else ""
+        other = f" There are others, such as {found.unknown[0]}: is it another benchmark's?" if unknown else ""
         raise UserError(
-            f"edit.folders.{name}.path: {folder.url} has no picture of any of the {len(wanted)} items, such as "
-            f"{item_ids[0]}.png.{other}"
+            f"{setting}: {folder.url} has no {found.noun} of any of the {len(wanted)} items, such as "
+            f"{_usual_name(item_ids[0], num_frames)}.{other}"
         )
-    return Found(folder, {item_id: tuple(names) for item_id, names in files.items()}, unknown)
+    return found
 
 
-def read_edit(found: Found, settings: FolderSettings, item_id: str, size: tuple[int, int]) -> dict[str, Any]:
-    """The columns `image`, the file's own bytes, and `reason`, why there are none, of an item whose source has the
-    `size` (width, height).
-
-    A picture of the source's shape and another size is fine: evaluation scales it.
-    """
+def only_file(found: Found, item_id: str) -> str:
+    """The file of an item. Raises Unusable if there is none, or nobody knows which."""
     files = found.files.get(item_id, ())
     if not files:
-        return _reason(f"missing: {found.folder.url} has no {item_id}.png")
+        raise Unusable(f"missing: {found.folder.url} has no {_usual_name(item_id, found.num_frames)}")
     if len(files) > 1:
-        return _reason(f"two_images: {' and '.join(files[:2])} are both for this item")
+        kind = "two_images" if found.num_frames == 1 else "two_clips"
+        raise Unusable(f"{kind}: {' and '.join(files[:2])} are both for this item")
+    return files[0]
+
+
+def read_picture(found: Found, settings: FolderSettings, item_id: str, size: tuple[int, int]) -> bytes:
+    """The own bytes of the picture of an item whose source has the `size` (width, height).
+
+    A picture of the source's shape and another size is fine: evaluation scales it. Raises Unusable.
+    """
+    file = only_file(found, item_id)
+    data, image = load_picture(found.folder, file)
+    check_shape(settings, file, image.size, size)
+    return data
+
+
+def load_picture(folder: Folder, file: str) -> tuple[bytes, Image.Image]:
+    """A picture's bytes and, decoded, itself. Raises Unusable."""
     try:
-        with found.folder.open(files[0]) as stream:
+        with folder.open(file) as stream:
             data = stream.read(MAX_FILE_BYTES + 1)
         if len(data) > MAX_FILE_BYTES:
             raise ValueError(f"over {MAX_FILE_BYTES} bytes")
@@ -84,16 +121,21 @@ def read_edit(found: Found, settings: FolderSettings, item_id: str, size: tuple[
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width}x{image.height} pixels are over {MAX_PIXELS}")
             image.load()
-            width, height = image.size
+            return data, image
     except Image.UnidentifiedImageError:  # its text would name an address in memory
-        return _reason(f"undecodable: {files[0]} is no PNG, JPEG or WebP")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return _reason(f"undecodable: {files[0]} ({' '.join(str(error).split())[:200]})")
-    change = width * size[1] / (height * size[0])
+        raise Unusable(f"undecodable: {file} is no PNG, JPEG or WebP") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # a broken file can fail anywhere in a decoder, with any exception
+        raise Unusable(f"undecodable: {file} ({' '.join(str(error).split())[:200]})") from None
+
+
+def check_shape(settings: FolderSettings, file: str, size: tuple[int, int], source: tuple[int, int]) -> None:
+    """Raises Unusable if the edit's width / height isn't its source's, and that matters."""
+    change = size[0] * source[1] / (size[1] * source[0])
     if settings.other_shapes == "unscored" and abs(change - 1) > MAX_SHAPE_CHANGE:
-        return _reason(f"wrong_size: {files[0]} has {width}x{height} pixels, its source {size[0]}x{size[1]}")
-    return {"image": data, "reason": None}
+        raise Unusable(f"wrong_size: {file} has {size[0]}x{size[1]} pixels, its source {source[0]}x{source[1]}")
 
 
-def _reason(text: str) -> dict[str, Any]:
-    return {"image": None, "reason": text}
+def _usual_name(item_id: str, num_frames: int) -> str:
+    return f"{item_id}.{'png' if num_frames == 1 else 'mp4'}"

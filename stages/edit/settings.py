@@ -68,6 +68,10 @@ class EditSettings(StageConfig):
     adapters: dict[EditorName, str] = Field(
         {}, description="LoRAs of `model` that are here already, folders by the names that they get beside the methods."
     )
+    folders: dict[EditorName, FolderSettings] = Field(
+        {},
+        description="Edits that others made, by the names that they get beside the methods; see docs/benchmarks.md.",
+    )
     seed: int = Field(0, ge=0)
     dtype: Dtype = "float32"
     max_text_tokens: int = Field(512, ge=1, description="T5 tokens of a text, at most the model's own limit.")
@@ -81,16 +85,17 @@ class EditSettings(StageConfig):
     @property
     def all_methods(self) -> tuple[str, ...]:
         """The methods, and after them the adapters, pipelines and folders by their names."""
-        return (*self.methods, *self.adapters, *self.other_pipelines, *self.picture_folders)
+        return (*self.methods, *self.adapters, *self.other_pipelines, *self.folders)
+
+    @property
+    def to_choose(self) -> dict[str, tuple[float, ...]]:
+        """The strengths, by method, of which the best on the validation split is taken."""
+        given = {method: getattr(self, field) for method, field in TUNED.items() if method in self.methods}
+        return {method: strengths for method, strengths in given.items() if len(strengths) > 1}
 
     @property
     def other_pipelines(self) -> Mapping[str, PipelineSettings]:
         """Other people's editors, by name."""
-        return {}
-
-    @property
-    def picture_folders(self) -> Mapping[str, FolderSettings]:
-        """What somebody else's editors made, by name."""
         return {}
 
     @property
@@ -107,7 +112,7 @@ class EditSettings(StageConfig):
     def _methods_differ(self) -> Self:
         if len(set(self.methods)) < len(self.methods):
             raise ValueError("name each method once")
-        others = [*self.adapters, *self.other_pipelines, *self.picture_folders]
+        others = [*self.adapters, *self.other_pipelines, *self.folders]
         known = {name for kind in (Method, ClipMethod, CustomizationMethod) for name in get_args(kind)}
         if taken := sorted({name for name in others if name in known or others.count(name) > 1}):
             raise ValueError(f"{taken[0]} is here already; give the adapter, pipeline or folder another name")
@@ -130,21 +135,12 @@ class EditSettings(StageConfig):
 class EditPicturesSettings(EditSettings):
     """What the two stages that edit pictures share."""
 
-    folders: dict[EditorName, FolderSettings] = Field(
-        {},
-        description="Pictures that others made, by the names that they get beside the methods; see docs/benchmarks.md.",
-    )
     num_pixels: int | None = Field(
         None,
         ge=1024,
         description="Pictures are scaled to about so many before they are edited, their sides multiples of 32; edits "
         "are scaled back where they are scored. None: each keeps its size.",
     )
-
-    @property
-    def picture_folders(self) -> Mapping[str, FolderSettings]:
-        """What somebody else's editors made, by name."""
-        return self.folders
 
     @property
     def pixels(self) -> int | None:
@@ -207,5 +203,5 @@ def edit_sources(config: EditSettings) -> Sequence[str]:
     adapters = [resolved_model(folder) for folder in config.adapters.values()]
     if set(VIDEO_METHODS) & set(config.methods):
         models.append(config.video.model)
-    folders = [settings.path for settings in config.picture_folders.values()]
+    folders = [settings.path for settings in config.folders.values()]
     return [*(source for model in models for source in model_sources(model)), *adapters, *folders]

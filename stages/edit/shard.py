@@ -14,6 +14,7 @@ from PIL import Image
 
 from cluster.folder import Folder
 from stages.edit.benchmark import batches
+from stages.edit.clip_folders import read_clip_edit
 from stages.edit.editors import (
     VIDEO_METHODS,
     ClipEditor,
@@ -26,7 +27,7 @@ from stages.edit.editors import (
     Regenerate,
     SDEdit,
 )
-from stages.edit.folders import Found, read_edit
+from stages.edit.folders import Found, Unusable, read_picture
 from stages.edit.pipelines import PipelineEditor, load_pipeline
 from stages.edit.settings import EditSettings
 from stages.edit.strength import SCORES_SCHEMA, score_edit
@@ -84,7 +85,7 @@ class EditShard:
     out: Folder
     stage: str = "edit"
     found: Mapping[str, Found] = dataclasses.field(default_factory=dict)
-    """The pictures of `config.picture_folders`."""
+    """What there is in `config.folders`."""
     sampler: Sampler | None = None
     sampler_of: tuple[bool, str | None] | None = None
     pipeline: PipelineEditor | None = None
@@ -99,12 +100,21 @@ class EditShard:
 
     def _given(self, task: Task) -> list[dict[str, Any]]:
         """What somebody else's editor made of the items; there are no seconds."""
-        found, settings = self.found[task.method], self.config.picture_folders[task.method]
-        return [
-            {"item_id": item.item_id, "method": task.method} | read_edit(found, settings, item.item_id, item.image.size)
-            for items, _ in batches(task.benchmark, task.item_ids, self.config.batch_size)
-            for item in items
-        ]
+        found, settings = self.found[task.method], self.config.folders[task.method]
+        rows = []
+        for items, _ in batches(task.benchmark, task.item_ids, self.config.batch_size):
+            for item in items:
+                row: dict[str, Any] = {"item_id": item.item_id, "method": task.method}
+                try:
+                    if found.num_frames == 1:
+                        row["image"] = read_picture(found, settings, item.item_id, item.image.size)
+                    else:
+                        frames, seconds = read_clip_edit(found, settings, item.item_id, item.image.size)
+                        row |= {"image": _png(frames[-1]), "clip": write_clip(frames, seconds)}
+                except Unusable as error:
+                    row["reason"] = str(error)
+                rows.append(row)
+        return rows
 
     def _edited(self, task: Task) -> list[dict[str, Any]]:
         editor = self._editor(task)

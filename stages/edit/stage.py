@@ -11,7 +11,7 @@ from cluster.folder import Folder
 from cluster.shards import name_shards, run_shards
 from stages.edit.benchmark import check_captions, given_benchmark, item_ids_of
 from stages.edit.editors import ADAPTER_STAGES, CAPTIONS, VIDEO_METHODS
-from stages.edit.folders import Found, find_pictures
+from stages.edit.folders import Found, find_edits
 from stages.edit.pipelines import pipeline_class
 from stages.edit.settings import EditSettings
 from stages.edit.shard import EditShard, Task, Trained
@@ -45,9 +45,13 @@ def edit_images(inputs: Mapping[str, Artifact], config: EditSettings, context: C
     context.log_input(given.stage, given.fingerprint, len(item_ids))
     captioned = {method: CAPTIONS[method] for method in config.methods if method in CAPTIONS}
     check_captions(benchmark, captioned, context.stage)
-    found = {name: find_pictures(name, one, item_ids) for name, one in config.picture_folders.items()}
-    for name, pictures in found.items():
-        _tell(name, pictures, len(item_ids), context)
+    length = given.manifest.config.get("num_frames", config.clip_length)  # of the sources, where these are clips
+    found = {
+        name: find_edits(f"{context.stage}.folders.{name}.path", one, item_ids, length)
+        for name, one in config.folders.items()
+    }
+    for name, edits in found.items():
+        _tell(f"{context.stage}.folders.{name}", edits, len(item_ids), context)
     strengths = {method: getattr(config, TUNED[method])[0] for method in TUNED if method in config.methods}
 
     def tasks(methods: Sequence[str]) -> dict[str, Task]:
@@ -74,35 +78,31 @@ def edit_images(inputs: Mapping[str, Artifact], config: EditSettings, context: C
 def _tuning_tasks(inputs: Mapping[str, Artifact], config: EditSettings, stage: str) -> dict[str, Task]:
     """Every method with more than one strength, at each of them over the validation split."""
     tasks = {}
-    for method, field in TUNED.items():
-        if method not in config.methods or len(getattr(config, field)) == 1:
-            continue
+    for method, strengths in config.to_choose.items():
         if config.prefix + "validation" not in inputs:
             raise UserError(
-                f"{stage}: several {field} are given, and no validation split to choose one by. Give one, "
-                f"for example --set '{stage}.{field}=[0.7]'."
+                f"{stage}: several {TUNED[method]} are given, and no validation split to choose one by. Give one, "
+                f"for example --set '{stage}.{TUNED[method]}=[0.7]'."
             )
         validation = inputs[config.prefix + "validation"].folder
         item_ids = item_ids_of(validation)
-        for strength in getattr(config, field):
+        for strength in strengths:
             prefix = f"strengths/{method}/{strength:g}/"
             for name, ids in name_shards(item_ids, config.shard_size, prefix=prefix).items():
                 tasks[name] = Task(validation, tuple(ids), method, strength, tuning=True)
     return tasks
 
 
-def _tell(name: str, found: Found, num_items: int, context: Context) -> None:
-    """Says at once what of somebody else's pictures won't be scored."""
+def _tell(setting: str, found: Found, num_items: int, context: Context) -> None:
+    """Says at once what of somebody else's edits won't be scored."""
+    noun = found.noun
     if missing := num_items - len(found.files):
-        context.incident(f"{context.stage}.folders.{name}: {missing} of {num_items} items have no picture; unscored.")
+        context.incident(f"{setting}: {missing} of {num_items} items have no {noun}; unscored.")
     if doubled := {item_id: files for item_id, files in found.files.items() if len(files) > 1}:
         files = " and ".join(next(iter(doubled.values()))[:2])
-        context.incident(f"{context.stage}.folders.{name}: {len(doubled)} items have two pictures ({files}); unscored.")
+        context.incident(f"{setting}: {len(doubled)} items have two {noun}s ({files}); unscored.")
     if found.unknown:
-        context.incident(
-            f"{context.stage}.folders.{name}: {len(found.unknown)} pictures belong to no item, such as "
-            f"{found.unknown[0]}."
-        )
+        context.incident(f"{setting}: {len(found.unknown)} {noun}s belong to no item, such as {found.unknown[0]}.")
 
 
 def _run(

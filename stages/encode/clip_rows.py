@@ -11,18 +11,10 @@ from pydantic import Field
 from cluster.artifacts import Artifact
 from cluster.config import runtime
 from cluster.dag import Context
-from cluster.errors import UserError
+from cluster.errors import UserError, one_line
 from cluster.folder import Folder
-from stages.encode.stage import (
-    TEXT_FIELDS,
-    EncodeConfig,
-    EncodeShard,
-    Row,
-    Rows,
-    cropped,
-    run_encoding,
-    tables_with,
-)
+from stages.encode.rows import TEXT_FIELDS, Row, Rows, tables_with
+from stages.encode.stage import EncodeConfig, EncodeShard, cropped, run_encoding
 from stages.train.backbones.clip_files import read_clip
 
 if TYPE_CHECKING:
@@ -89,6 +81,6 @@ class EncodeClipsShard(EncodeShard):
         try:
             frames = read_clip(data, config.num_frames)
         except (OSError, ValueError, SyntaxError) as error:
-            text = " ".join(str(error).split())[:200]
+            text = one_line(error, 200)
             raise UserError(f"encode_clips: clip {key!r} can't be read ({text}). Use --from clips.") from None
         return [cropped(frame, config.resolution) for frame in frames]

@@ -18,7 +18,8 @@ from cluster.dag import Context
 from cluster.errors import UserError
 from cluster.folder import Folder
 from cluster.shards import name_shards, run_shards
-from stages.encode.stage import TEXT_FIELDS, in_batches, tables_with
+from stages.encode.rows import TEXT_FIELDS, tables_with
+from stages.encode.stage import in_batches
 from stages.train.backbones.models import Device, Dtype, model_sources, resolved_device, resolved_model
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from cluster.artifacts import Artifact
 from cluster.config import runtime
 from cluster.dag import Context
 from cluster.errors import UserError
-from stages.encode.stage import EncodeConfig, EncodeShard, Row, Rows, in_batches, pair_rows, run_encoding
+from stages.encode.rows import Row, Rows, pair_rows
+from stages.encode.stage import EncodeConfig, EncodeShard, in_batches, run_encoding
 from stages.train.backbones.models import resolved_device, resolved_model
 
 if TYPE_CHECKING:

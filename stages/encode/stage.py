@@ -10,16 +10,16 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import pyarrow.parquet as pq
 from PIL import Image
 from pydantic import Field
 
 from cluster.artifacts import Artifact
 from cluster.config import StageConfig, runtime
 from cluster.dag import Context
-from cluster.errors import UserError
+from cluster.errors import UserError, one_line
 from cluster.folder import Folder
 from cluster.shards import run_shards
+from stages.encode.rows import Row, Rows, pair_rows, tuple_rows
 from stages.train.backbones.models import (
     Device,
     Dtype,
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from stages.train.backbones.backbone import BackboneEncoder
     from stages.train.backbones.pictures import Picture
 
-TEXT_FIELDS = ("src_caption", "instruction", "tgt_caption", "reverse_instruction")
-LABEL_FIELDS = ("edit_type", "object")
-NOTHING = "do nothing"  # the instruction of NP-Edit's steps that must give the source back
 MAX_PIXELS = 50_000_000
 
 
@@ -66,27 +63,6 @@ def encode_sources(config: EncodeConfig) -> Sequence[str]:
     return model_sources(config.model)
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A training row: where its pictures stand, its texts by field, and labels that aren't encoded."""
-
-    id: str
-    file: str
-    key: str
-    texts: Mapping[str, str]
-    labels: Mapping[str, str | None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """All rows, in order, and the columns that hold their pictures."""
-
-    folder: Folder
-    key_column: str
-    image_columns: Mapping[str, str]  # latents field -> column
-    rows: Sequence[Row]
-
-
 def encode_tuples(inputs: Mapping[str, Artifact], config: EncodeConfig, context: Context) -> None:
     """Encodes every training tuple that is ok, with its sample's picture as `source`.
 
@@ -105,61 +81,6 @@ def encode_pairs(inputs: Mapping[str, Artifact], config: EncodeConfig, context: 
     """The same for true pairs: latents `source` and `target`, and the `instruction`. Raises the same."""
     (pairs,) = inputs.values()
     run_encoding(pair_rows(pairs.folder, ("instruction",)), config, context, EncodeShard)
-
-
-def pair_rows(folder: Folder, texts: Sequence[str]) -> Rows:
-    """The pairs of a folder, with these of their texts. Raises UserError if no table of it has what is needed."""
-    images = {"source": "source_image", "target": "target_image"}
-    columns = ("pair_id", *texts, *images.values())
-    files = tables_with(folder, columns)
-    if not files:
-        raise UserError(f"{folder.url} holds no table with the columns {', '.join(columns)}.")
-    rows = [
-        Row(row["pair_id"], file, row["pair_id"], {name: row[name] for name in texts}, {})
-        for file in files
-        for row in folder.read_table(file, ["pair_id", *texts]).to_pylist()
-    ]
-    return Rows(folder, "pair_id", images, rows)
-
-
-def tuple_rows(samples: Folder, tuples: Folder) -> Rows:
-    """Joins the ok samples and the ok tuples by `sample_id`, in the order of the samples.
-
-    A sample's second tuple and those after it get ids with a number.
-
-    Raises UserError for a tuple whose sample isn't there.
-    """
-    tuples_of: dict[str, list[tuple[dict, dict]]] = {}
-    columns = ("sample_id", "outcome", *TEXT_FIELDS, *LABEL_FIELDS)
-    for file in tables_with(tuples, columns):
-        for row in tuples.read_table(file, list(columns)).to_pylist():
-            if row["outcome"] == "ok":
-                texts = {name: row[name] for name in TEXT_FIELDS} | {"nothing": NOTHING}
-                labels = {name: row[name] for name in LABEL_FIELDS}
-                tuples_of.setdefault(row["sample_id"], []).append((texts, labels))
-    rows = []
-    for file in tables_with(samples, ("sample_id", "outcome", "image")):
-        for sample in samples.read_table(file, ["sample_id", "outcome"]).to_pylist():
-            sample_id = sample["sample_id"]
-            if sample["outcome"] == "ok":
-                for number, found in enumerate(tuples_of.pop(sample_id, ())):
-                    rows.append(Row(f"{sample_id}-{number}" if number else sample_id, file, sample_id, *found))
-    if tuples_of:
-        raise UserError(
-            f"encode: the tuple of sample {next(iter(tuples_of))!r} (and {len(tuples_of) - 1} more) has no "
-            f"sample in {samples.url}. Make both anew with --from ingest."
-        )
-    return Rows(samples, "sample_id", {"source": "image"}, rows)
-
-
-def tables_with(folder: Folder, columns: Sequence[str]) -> list[str]:
-    """The folder's tables that have these columns."""
-    found = []
-    for name in folder.list(".parquet", recursive=True):
-        with folder.open(name) as stream:
-            if set(columns) <= set(pq.ParquetFile(stream).schema_arrow.names):
-                found.append(name)
-    return found
 
 
 def run_encoding(rows: Rows, config: EncodeConfig, context: Context, shard_class: type[EncodeShard]) -> None:
@@ -325,7 +246,7 @@ def read_image(key: str, data: bytes | None, resolution: int | None) -> Image.Im
                 raise ValueError(f"{image.width}x{image.height} pixels are over {MAX_PIXELS}")
             image = image.convert("RGB")
     except (OSError, ValueError, SyntaxError) as error:
-        text = " ".join(str(error).split())[:200]
+        text = one_line(error, 200)
         raise UserError(f"encode: picture {key!r} can't be read ({text}). Use --from ingest.") from None
     return cropped(image, resolution)
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
-import math
 import pathlib
 import re
 from typing import Any, Literal
@@ -123,7 +122,9 @@ def _read_file(path: pathlib.Path, failures: Failures) -> tuple[dict[str, Any], 
         return {}, "the file is missing, so its items are unscored."
     except json.JSONDecodeError as error:
         return {}, f"is no JSON (line {error.lineno}, column {error.colno}: {error.msg}); its items are unscored."
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+    except UnicodeDecodeError as error:
+        return {}, f"isn't UTF-8 (byte {error.start}); its items are unscored. Save it as UTF-8."
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits
         return {}, f"can't be read ({error}); its items are unscored."
     if isinstance(content, dict):
         entries, doubled = dict(content), content.doubled
@@ -213,7 +214,7 @@ def _smallest(entry: Any, num_scores: int, failures: Failures) -> float | str:
     numbers = [score for score in given if isinstance(score, int | float) and not isinstance(score, bool)]
     if len(numbers) != len(given) or not given:
         return f"score {_shown(given)} is not made of numbers, so the item is unscored."
-    if not all(math.isfinite(score) and 0 <= score <= prompt.MAX_SCORE for score in numbers):
+    if not all(0 <= score <= prompt.MAX_SCORE for score in numbers):
         return f"score {_shown(given)} is out of the range 0 to {prompt.MAX_SCORE}, so the item is unscored."
     if len(given) != num_scores:
         return f"{len(given)} scores where this task's answers have {num_scores}, so the item is unscored."

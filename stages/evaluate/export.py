@@ -4,9 +4,10 @@
 
 gedit    METHOD/fullset/TASK/LANGUAGE/KEY.png, and the source beside it as KEY_SRCIMG.png
 imgedit  METHOD/KEY.png; where its judge was asked, its result.json, average_score.json and typescore.json, too
-items    METHOD/ITEM_ID.png, for every other benchmark, and for edit.folders of another run
+items    METHOD/ITEM_ID.png, for every other benchmark, and for edit.folders of another run; of clips (--stage
+         edit_video) METHOD/ITEM_ID.mp4, without loss
 
-Exit code 1 if an item has no picture: the official scripts would wait for it or leave it out.
+Exit code 1 if an item has no edit: the official scripts would wait for it or leave it out.
 """
 
 from __future__ import annotations
@@ -19,17 +20,20 @@ import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
-from cluster.artifacts import MANIFEST, artifact_folder
-from cluster.errors import FAILED, OK, RequestError, exit_code
+from cluster.artifacts import MANIFEST, damage, read_artifact
+from cluster.errors import FAILED, OK, RequestError, UserError, exit_code
 from cluster.folder import Folder
 from stages.evaluate.imgedit_scores import write_scores
-from stages.evaluate.tables import BENCHMARK_COLUMNS, EDITS_COLUMNS, read_image
+from stages.evaluate.tables import BENCHMARK_COLUMNS, EDITS_COLUMNS, MISSING_COLUMNS, read_image
+from stages.train.backbones.clip_files import FRAME_MILLISECONDS, clip_seconds, read_clip
+from stages.train.backbones.video_files import write_video
 
+CLIPS = "edit_video"
 LAYOUTS = ("gedit", "imgedit", "items")
-EDIT_STAGES = ("edit", "edit_customization")
+EDIT_STAGES = ("edit", "edit_customization", CLIPS)
 REPLY_COLUMNS = ("item_id", "method", "call", "text")  # of a table of the judge's raw replies
 NUMBERED = ("pass", "attempt")  # the reply that counts is the first pass's last attempt
 IMGEDIT_CALL = "imgedit"
@@ -53,31 +57,38 @@ def _export(arguments: argparse.Namespace) -> int:
     edits = _artifact(summary, arguments.run, arguments.stage)
     benchmark = _benchmark(summary, arguments.run, arguments.stage)
     items = _items(benchmark, arguments.layout)
+    methods = list(dict.fromkeys(row["method"] for row in _rows(edits, EDITS_COLUMNS, only=("method",))))
+    for method in arguments.methods or methods[:1] or ["any method"]:
+        if method not in methods:
+            known = ", ".join(methods) or "none"
+            raise RequestError(f"{arguments.run}: {arguments.stage} has no edits by {method}; it has some by {known}.")
     out, counts = Folder(arguments.out), collections.Counter()
     lacking: dict[str, str] = {}
-    for row in _rows(edits, EDITS_COLUMNS, ("reason",)):
+    noun, suffix = ("clip", "mp4") if arguments.stage == CLIPS else ("picture", "png")
+    lengths = _clip_lengths(edits, benchmark) if noun == "clip" else {}
+    for row in _rows(edits, EDITS_COLUMNS, ("reason", "clip")):
         method = row["method"]
         if arguments.methods and method not in arguments.methods:
             continue
         try:
-            image = read_image(row["image"] or b"")
+            data = _as_video(row["clip"], lengths[method]) if noun == "clip" else _as_png(row["image"] or b"")
         except (OSError, ValueError, SyntaxError):
-            lacking.setdefault(method, f"{row['item_id']} ({row.get('reason') or 'it has no picture'})")
+            lacking.setdefault(method, f"{row['item_id']} ({row.get('reason') or f'it has no {noun}'})")
             counts[method] += 0
             continue
         name = _name(arguments.layout, method, row["item_id"])
-        out.write_bytes(f"{name}.png", _as_png(row["image"], image), durable=False)
+        _write(out, f"{name}.{suffix}", data)
         counts[method] += 1
-    if not counts:
-        raise RequestError(f"{arguments.run}: {arguments.stage} has no edits by {arguments.methods or 'any method'}.")
     if arguments.layout == "gedit":
         _write_sources(out, benchmark, list(counts))
     if arguments.layout == "imgedit":
         _write_judged(out, summary, arguments.run, {item_id: row["edit_type"] for item_id, row in items.items()})
     num_expected = _num_expected(benchmark, len(items))
+    absent = next((f"{row['item_id']} ({row['reason']})" for row in _rows(benchmark, MISSING_COLUMNS)), None)
     for method, count in counts.items():
-        example = f"; without a picture is {lacking[method]}" if method in lacking else ""
-        print(f"{out.path(method)}: {count} of {num_expected} pictures{example}")
+        example = lacking.get(method) or (absent if count < num_expected else None)
+        told = f"; without a {noun} is {example}" if example else ""
+        print(f"{out.path(method)}: {count} of {num_expected} {noun}s{told}")
     return OK if all(count == num_expected for count in counts.values()) else FAILED
 
 
@@ -85,27 +96,32 @@ def _read_summary(path: str) -> Mapping[str, Any]:
     parent, name = posixpath.split(path)
     try:
         summary = Folder(parent or ".").read_json(name)
-        return summary["stages"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return {stage: dict(record) for stage, record in summary["stages"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise RequestError(f"{path} is no summary.json of a run. It stands in ROOT/runs/RUN_ID/.") from None
 
 
 def _artifact(stages: Mapping[str, Any], summary: str, name: str) -> Folder:
     """The stage's artifact: under the summary's own root, which may have moved, else where the run left it."""
     stage = stages.get(name)
-    if not stage or stage["status"] not in ("ran", "cached"):
+    if name not in _finished(stages):
         raise RequestError(f"{summary}: the run has no finished stage {name}; it has {', '.join(_finished(stages))}.")
     url = Folder(summary).url
     # ROOT/runs/RUN_ID/summary.json, ROOT/runs/latest.json, the root that the run had
     for root in (url.rsplit("/", 3)[0], url.rsplit("/", 2)[0], stage["artifact"].rsplit("/", 2)[0]):
-        folder = artifact_folder(Folder(root), name, stage["fingerprint"])
-        if root and folder.exists(MANIFEST):
-            return folder
+        artifact = read_artifact(Folder(root), name, stage["fingerprint"]) if root else None
+        if artifact is None:
+            continue
+        if wrong := damage(artifact):
+            raise UserError(
+                f"{artifact.folder.url}: {wrong}. Copy it anew, or run the pipeline again: it makes it anew."
+            )
+        return artifact.folder
     raise RequestError(f"{summary}: the artifact of {name} isn't at {stage['artifact']} any more.")
 
 
 def _finished(stages: Mapping[str, Any]) -> list[str]:
-    return [name for name, stage in stages.items() if stage["status"] in ("ran", "cached")]
+    return [name for name, stage in stages.items() if stage.get("status") in ("ran", "cached")]
 
 
 def _benchmark(stages: Mapping[str, Any], summary: str, edit: str) -> Folder:
@@ -136,18 +152,32 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     """The rows of all tables of the folder with these columns, one table after the other."""
     for name in folder.list(".parquet", recursive=True):
-        with folder.open(name) as stream:
-            there = pq.ParquetFile(stream).schema_arrow.names
-        if set(columns) <= set(there):
+        try:
+            with folder.open(name) as stream:
+                there = pq.ParquetFile(stream).schema_arrow.names
+            if not set(columns) <= set(there):
+                continue
             wanted = only or [*columns, *(column for column in optional if column in there)]
-            yield from folder.read_table(name, list(wanted)).to_pylist()
+            rows = folder.read_table(name, list(wanted)).to_pylist()
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UserError(f"{folder.path(name)} can't be read ({error}). Copy the artifact anew.") from None
+        yield from rows
+
+
+def _write(out: Folder, name: str, data: bytes) -> None:
+    try:
+        out.write_bytes(name, data, durable=False)
+    except OSError as error:
+        raise RequestError(f"--out {out.url}: {name} can't be written ({error.strerror or error}).") from None
 
 
 def _name(layout: str, method: str, item_id: str) -> str:
     return f"{method}/fullset/{item_id}" if layout == "gedit" else f"{method}/{item_id}"
 
 
-def _as_png(data: bytes, image: Image.Image) -> bytes:
+def _as_png(data: bytes) -> bytes:
+    """The picture as PNG. Raises as `read_image` does."""
+    image = read_image(data)
     if data.startswith(b"\x89PNG"):
         return data
     buffer = io.BytesIO()
@@ -155,11 +185,24 @@ def _as_png(data: bytes, image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def _as_video(data: bytes | None, num_frames: int | None) -> bytes:
+    """The clip as an MP4 file without loss. Raises as `read_clip` does."""
+    seconds = clip_seconds(data or b"")
+    return write_video(read_clip(data, num_frames), seconds or FRAME_MILLISECONDS / 1000)
+
+
+def _clip_lengths(edits: Folder, benchmark: Folder) -> dict[str, int | None]:
+    """The frames of each method's clips: as many as it was to make; of what others made, as many as sources have."""
+    made, given = (folder.read_json(MANIFEST)["config"] for folder in (edits, benchmark))
+    lengths = dict.fromkeys(made.get("folders", {}), given.get("num_frames"))
+    return collections.defaultdict(lambda: made.get("num_frames"), lengths)
+
+
 def _write_sources(out: Folder, benchmark: Folder, methods: Sequence[str]) -> None:
     for row in _rows(benchmark, BENCHMARK_COLUMNS, only=("item_id", "image")):
-        data = _as_png(row["image"], read_image(row["image"]))
+        data = _as_png(row["image"])
         for method in methods:
-            out.write_bytes(f"{_name('gedit', method, row['item_id'])}_SRCIMG.png", data, durable=False)
+            _write(out, f"{_name('gedit', method, row['item_id'])}_SRCIMG.png", data)
 
 
 def _write_judged(out: Folder, stages: Mapping[str, Any], summary: str, edit_types: Mapping[str, str]) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from stages.evaluate.statistics import Difference, Interval, holm
+from stages.evaluate.paired_tests import Difference
+from stages.evaluate.statistics import Interval
 
 ALL = "all"
 MAX_KEYS_NAMED = 5
@@ -38,8 +39,8 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Two methods on the same items of a task: `difference` is first minus second, `p_holm` is corrected for the
-    task's pairs.
+    """Two methods on the same items of a task: `difference` is first minus second, `p_floor` the smallest p-value
+    that the test can give, `p_holm` is corrected for the task's pairs.
     """
 
     task: str
@@ -50,20 +51,20 @@ class Comparison:
     low: float | None
     high: float | None
     p_value: float
+    p_floor: float
     p_holm: float
     n: int
 
     @staticmethod
-    def family(task: str, name: str, pairs: Sequence[tuple[str, str, Difference]]) -> list[Comparison]:
-        """The comparisons (first, second, result) of one task, those without common items left out."""
-        pairs = [pair for pair in pairs if pair[2].num_items]
-        corrected = holm([result.p_value for _, _, result in pairs])
+    def family(task: str, name: str, differences: Mapping[tuple[str, str], Difference]) -> list[Comparison]:
+        """Those of one task, by the methods' names."""
         return [
             Comparison(
-                task, first, second, name, r.difference, _or_none(r.low), _or_none(r.high), r.p_value, p, r.num_items
+                task, first, second, name, d.difference, _or_none(d.low), _or_none(d.high), d.p_value, d.p_floor,
+                d.p_holm, d.num_items,
             )
-            for (first, second, r), p in zip(pairs, corrected, strict=True)
-        ]
+            for (first, second), d in differences.items()
+        ]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ import collections
 from collections.abc import Mapping
 
 from cluster.folder import Folder
+from stages.evaluate.judges.imgedit.judge import MAX_DIGITS
 
 
 def item_score(reply: str) -> float | None:
@@ -14,7 +15,7 @@ def item_score(reply: str) -> float | None:
     None where there is none.
     """
     ends = [line.strip().partition(": ")[2] for line in reply.splitlines()]
-    scores = [int(end) for end in ends if end.isdecimal()]
+    scores = [int(end) for end in ends if end.isdecimal() and len(end) <= MAX_DIGITS]
     return round(sum(scores) / len(scores), 2) if scores else None
 
 

@@ -82,9 +82,13 @@ class JudgeReply:
 
 
 def chat_reply(row: Mapping[str, Any]) -> ChatReply:
-    """The reply that a row keeps, as the engine gave it; token counts aren't kept."""
-    logprobs = json.loads(row["logprobs"]) if row["logprobs"] else None
-    return ChatReply("", row["text"], row["finish_reason"], logprobs=logprobs, error=row["error"])
+    """The reply that a row keeps, as the engine gave it; token counts aren't kept. Damaged logprobs are an error."""
+    error = row["error"]
+    try:
+        logprobs = json.loads(row["logprobs"]) if row["logprobs"] else None
+    except ValueError:
+        logprobs, error = None, f"the logprobs {row['logprobs'][:40]!r} are no JSON"
+    return ChatReply("", row["text"], row["finish_reason"], logprobs=logprobs, error=error)
 
 
 def read(judge: Judge, call: str, reply: ChatReply) -> dict[str, float] | str:

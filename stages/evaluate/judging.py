@@ -110,7 +110,7 @@ class _Judging:
                     self._keep(name, names)
                     continue
                 if self.judge.resizes and image.size != source.size:
-                    image = image.resize(source.size, Image.Resampling.LANCZOS)
+                    image = image.resize(source.size, Image.Resampling.BICUBIC)
                 key = f"{edit['method']}/{item['item_id']}"
                 self.place[key] = (
                     name,
@@ -177,8 +177,9 @@ def known_replies(context: Context, judge: Judge, model: str) -> dict[str, tuple
             except (OSError, pa.ArrowInvalid):  # removed meanwhile, or of another version of the project
                 continue
             for row in table.to_pylist():
-                if (row["prompt_hash"], row["model"], row["error"]) == (judge.prompts.hash, model, None):
-                    known[row["request_hash"]] = chat_reply(row), row["engine"]
+                reply = chat_reply(row)
+                if (row["prompt_hash"], row["model"], reply.error) == (judge.prompts.hash, model, None):
+                    known[row["request_hash"]] = reply, row["engine"]
     return known
 
 

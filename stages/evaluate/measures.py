@@ -23,8 +23,8 @@ from stages.evaluate.metrics import (
 from stages.evaluate.motion.frame_scores import temporal_flickering
 from stages.evaluate.motion.measure import ClipPair, MotionMeasure
 from stages.evaluate.summary import VIDEO_METRICS, part_schema
-from stages.evaluate.tables import Benchmark, EditsFile, pairs, read_image
-from stages.train.backbones.clip_files import clip_seconds, read_clip
+from stages.evaluate.tables import Benchmark, EditsFile, pairs, read_clips, read_image
+from stages.train.backbones.clip_files import clip_seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,8 @@ class MeasureShard:
     metrics: Sequence[str]
     out: Folder
     motion: MotionMeasure | None = None
+    num_frames: int | None = None
+    """Of the benchmark's clips: their files have alike neighbours as one."""
 
     def __call__(self, shard: str) -> None:
         rows = []
@@ -60,7 +62,7 @@ class MeasureShard:
             return row | {"unscored": f"image: {' '.join(str(error).split())[:200]}"}
         row |= {"width": image.width, "height": image.height}
         # as GEdit-Bench does, the edit is brought to its source's size before it is compared
-        edited = np.asarray(image if image.size == source.size else image.resize(source.size, Image.Resampling.LANCZOS))
+        edited = np.asarray(image if image.size == source.size else image.resize(source.size, Image.Resampling.BICUBIC))
         original = np.asarray(source)
         if "pixels" in self.metrics:
             row |= pixel_metrics(edited, original)
@@ -70,17 +72,16 @@ class MeasureShard:
 
     def _measure_clip(self, item: Mapping[str, Any], edit: Mapping[str, Any]) -> dict[str, Any]:
         """Of an edited clip. Raises as `read_clip` does, and ValueError where the edit has another size."""
-        given, known = (item["clip"], edit.get("clip")), num_clip_frames(item["metadata"])
-        num_frames = known or max(len(read_clip(data)) for data in given)
-        source, edited = ([np.asarray(frame) for frame in read_clip(data, num_frames)] for data in given)
+        clips = read_clips(item, edit, self.num_frames)
+        source, edited = ([np.asarray(frame) for frame in frames] for frames in clips)
         row: dict[str, Any] = {}
         if "pixels" in self.metrics:
             row |= clip_metrics(edited, source)
-        if "scene_oracle" in self.metrics and known:
+        if "scene_oracle" in self.metrics and num_clip_frames(item["metadata"]):
             row |= clip_oracle(edited, item["metadata"])
         row["temporal_flickering"] = temporal_flickering(edited)
         row["temporal_flickering_source"] = temporal_flickering(source)
-        reasons = ["temporal_flickering: the clip has a single frame"] if num_frames == 1 else []
+        reasons = ["temporal_flickering: the clip has a single frame"] if len(source) == 1 else []
         if self.motion is not None:
             pair = ClipPair(item["item_id"], edit["method"], source, edited, clip_seconds(edit["clip"]))
             scores, undefined = self.motion(pair)

@@ -23,7 +23,8 @@ import numpy as np
 from cluster.errors import UserError
 from stages.evaluate.answers import Answers
 from stages.evaluate.figures import ALL, Comparison, Figure, Problem, Rescored
-from stages.evaluate.statistics import bootstrap_mean, paired_difference
+from stages.evaluate.paired_tests import paired_differences
+from stages.evaluate.statistics import bootstrap_mean
 from stages.evaluate.viescore_figures import OVERALL, PARTS
 from stages.evaluate.votes import category_counts, fleiss_kappa, spearman, spearman_between_raters
 
@@ -117,7 +118,9 @@ def _read_table(
     try:
         text = path.read_text(encoding="utf-8-sig")
         rows = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t"))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        return {}, set(), [("", f"isn't UTF-8 (byte {error.start}); the rater is left out. Save it as UTF-8.")]
+    except (OSError, csv.Error) as error:
         return {}, set(), [("", f"can't be read ({error}); the rater is left out.")]
     rows = [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
     methods = rows[0][1:] if rows else []
@@ -146,13 +149,13 @@ def _read_table(
 def _read_cell(cell: str, max_score: float) -> tuple[float, float] | str:
     try:
         value = json.loads(cell)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     numbers = isinstance(value, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
     if not numbers or len(value) != 2:
         return f"{cell[:60]!r} is not [SC, PQ], two numbers, so the item is unscored."
     if not all(0 <= v <= max_score for v in value):
-        return f"{cell[:60]!r} is out of the range 0 to {max_score:g}, so the item is unscored."
+        return f"{cell[:60]!r} is out of the range 0 to {max_score:g} (--max-rating), so the item is unscored."
     return float(value[0]), float(value[1])
 
 
@@ -232,9 +235,6 @@ def _mean_over_methods(figures: Sequence[Figure], task: str) -> list[Figure]:
 
 
 def _compare(task: str, ratings: Sequence[Ratings]) -> list[Comparison]:
-    pairs = []
-    for first, second in itertools.combinations(ratings, 2):
-        columns = (r.of_items(OVERALL) for r in (first, second))
-        result = paired_difference(*columns, np.arange(len(first.items)), np.random.default_rng(0))
-        pairs.append((first.method, second.method, result))
-    return Comparison.family(task, "overall_mean_of_geometric_means", pairs)
+    columns = {r.method: r.of_items(OVERALL) for r in ratings}
+    differences = paired_differences(columns, np.arange(len(ratings[0].items)), lambda *_: np.random.default_rng(0))
+    return Comparison.family(task, "overall_mean_of_geometric_means", differences)

@@ -5,7 +5,6 @@ written: the figures' tables, the run's summary, and the judge's scores against 
 from __future__ import annotations
 
 import collections
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,27 +14,23 @@ import pyarrow as pa
 from cluster.artifacts import Artifact, Manifest, artifact_folder, read_artifact
 from cluster.errors import RequestError, UserError
 from cluster.folder import Folder
+from stages.evaluate.discrimination import WITHIN_ITEMS, discrimination
 from stages.evaluate.figures import Comparison, Figure, Problem, Rescored
-from stages.evaluate.judge_replies import NOISE, REPLIES, columns_of, grouped, judge_noise
-from stages.evaluate.judges.judge import Judge
+from stages.evaluate.judge_replies import NOISE, NOISE_SCHEMA, REPLIES, REPLIES_SCHEMA, judge_noise
 from stages.evaluate.judges.tasks import get_judge
-from stages.evaluate.judges.viescore.prompt import Scores, overall, parse
-from stages.evaluate.perception.scores import NO_DIRECTION, geometric_score
-from stages.evaluate.perception.tifa import tifa_of_replies
+from stages.evaluate.perception.scores import NO_DIRECTION
+from stages.evaluate.raw_replies import SCORES, check_columns, check_texts, check_tifa, same_value
 from stages.evaluate.settings import EvaluateConfig
 from stages.evaluate.summary import ALL, MACRO, SCORES_SCHEMA, compare, judge_agreement, results, summarise
 
-SCORES = "scores.parquet"
+COMPARISONS = "figures/comparisons.parquet"
 NAMES = ("method", "item_id", "source_id", "edit_type")
-JUDGED = {  # the columns that each raw reply gives
-    "judge_sc_text": ("judge_success", "judge_over_editing"),
-    "judge_pq_text": ("judge_naturalness", "judge_artifacts"),
-}
 UNDEFINED = f"clip_directional: {NO_DIRECTION}"
 TABLES = {  # the written tables, and what identifies a row of each
     "figures/summary.parquet": ("method", "edit_type", "metric"),
-    "figures/comparisons.parquet": ("first", "second", "edit_type", "metric"),
+    COMPARISONS: ("first", "second", "edit_type", "metric"),
     "figures/agreement.parquet": ("method", "judge_metric"),
+    "figures/discrimination.parquet": ("metric", "oracle_metric", "scope"),
 }
 
 
@@ -51,10 +46,10 @@ def recompute_run(summary_url: str) -> Rescored:
     place, _, name = summary_url.rpartition("/")
     try:
         summary = Folder(place).read_json(name)
-        stages = summary["stages"]
+        stages = {stage: dict(record) for stage, record in summary["stages"].items()}
     except OSError:
         raise RequestError(f"{summary_url}: there is no such file. Give a run's summary.json.") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RequestError(f"{summary_url}: is no run's summary ({error}).") from None
     result, num_found = Rescored(), 0
     for stage, record in stages.items():
@@ -92,26 +87,30 @@ def _recompute(artifact: Artifact, written_results: Mapping[str, Any], summary_n
     scores, unscored = _read_scores(folder, task)
     result.problems += unscored
     result.notes += _undefined(task, scores)
-    if folder.exists(REPLIES):
+    replies = _written(artifact, REPLIES, result, REPLIES_SCHEMA.names)
+    if replies is not None:
         judge = get_judge(manifest.config["judge_task"])  # what its numbers mean doesn't depend on its words
-        replies = folder.read_table(REPLIES)
-        result.problems += _check_columns(task, scores, judge, replies)
+        result.problems += check_columns(task, scores, judge, replies)
         noise = judge_noise(judge, replies)
-        if folder.exists(NOISE):
-            result.problems += _differences(f"{task}/{NOISE}", noise, folder.read_table(NOISE), ("method", "metric"))
+        if (written := _written(artifact, NOISE, result, NOISE_SCHEMA.names)) is not None:
+            result.problems += _differences(f"{task}/{NOISE}", noise, written, ("method", "metric"))
         result.figures += _noise_figures(task, noise, len(set(scores["item_id"].to_pylist())))
     else:  # a run before there was such a table
-        result.problems += _check_texts(task, scores)
-    result.problems += _check_tifa(task, scores)
+        result.problems += check_texts(task, scores)
+    result.problems += check_tifa(task, scores)
     options = _options(manifest)
     tables = {
         "figures/summary.parquet": summarise(scores, **options),
-        "figures/comparisons.parquet": compare(scores, **options),
+        COMPARISONS: compare(scores, **options),
         "figures/agreement.parquet": judge_agreement(scores),
+        "figures/discrimination.parquet": discrimination(scores, **options),
     }
     for name, table in tables.items():
-        if folder.exists(name):
-            result.problems += _differences(f"{task}/{name}", table, folder.read_table(name), TABLES[name])
+        if (written := _written(artifact, name, result, TABLES[name])) is not None:
+            if name == COMPARISONS and "p_floor" not in written.column_names:
+                result.notes.append(_older_p_values(task, table, written, options))
+                written = written.drop_columns(["p_value", "p_holm"])
+            result.problems += _differences(f"{task}/{name}", table, written, TABLES[name])
     summary = tables["figures/summary.parquet"]
     methods = list(dict.fromkeys(scores["method"].to_pylist()))
     num_expected = len(set(scores["item_id"].to_pylist()))
@@ -119,19 +118,37 @@ def _recompute(artifact: Artifact, written_results: Mapping[str, Any], summary_n
     for method, values in results(summary, methods, num_expected).items():
         written = written_results.get(prefix + method)
         for name, value in values.items() if written is not None else ():
-            if name in written and not _same(value, written[name]):
+            if name in written and not same_value(value, written[name]):
                 reason = f"the run wrote {written[name]}, its table of scores gives {value}."
                 result.problems.append(Problem(summary_name, f"results, {prefix + method}, {name}", reason))
     result.figures += [_figure(task, row) for row in summary.to_pylist()]
     result.figures += _agreement_figures(task, tables["figures/agreement.parquet"])
+    result.figures += _discrimination_figures(task, tables["figures/discrimination.parquet"])
     result.comparisons += [
         Comparison(
             task, r["first"], r["second"], f"{r['metric']}_mean", r["difference"], r["low"], r["high"], r["p_value"],
-            r["p_holm"], r["num_items"],
+            r["p_floor"], r["p_holm"], r["num_items"],
         )
-        for r in tables["figures/comparisons.parquet"].to_pylist()
+        for r in tables[COMPARISONS].to_pylist()
         if r["edit_type"] == ALL
     ]  # fmt: skip
+
+
+def _written(artifact: Artifact, name: str, result: Rescored, columns: Sequence[str] = ()) -> pa.Table | None:
+    """A table that the run wrote; None if it wrote none, and with a problem where it can't be read any more, or lacks
+    one of the `columns`.
+    """
+    if not artifact.folder.exists(name) and name not in artifact.manifest.files:
+        return None
+    try:
+        table = artifact.folder.read_table(name)
+        if not (lacking := [column for column in columns if column not in table.column_names]):
+            return table
+        reason = f"has no column {lacking[0]!r}"
+    except (OSError, pa.ArrowInvalid) as error:
+        reason = "is gone" if isinstance(error, FileNotFoundError) else f"can't be read ({error})"
+    result.problems.append(Problem(f"{artifact.stage}/{name}", "", f"{reason}, so nothing is held against it."))
+    return None
 
 
 def _read_scores(folder: Folder, task: str) -> tuple[pa.Table, list[Problem]]:
@@ -186,59 +203,6 @@ def _prefix(manifest: Manifest, methods: Sequence[str]) -> str:
     return written[0].removesuffix(methods[0]) if written and methods else ""
 
 
-def _check_columns(task: str, scores: pa.Table, judge: Judge, replies: pa.Table) -> Iterable[Problem]:
-    """Rows in which a judge's column is not what the table of its raw replies says."""
-    found = {key: columns_of(judge, said) for key, said in grouped(replies).items()}
-    names = [*judge.columns, *judge.text_columns.values()]
-    for row in scores.select(["method", "item_id", *names]).to_pylist():
-        said = found.get((row["method"], row["item_id"]), {})
-        for name in names:
-            if not _same(said.get(name), row[name]):
-                reason = f"has {row[name]}, the judge's raw replies say {said.get(name)}."
-                yield Problem(f"{task}/{SCORES}", f"{row['method']} {row['item_id']} {name}", reason)
-
-
-def _check_texts(task: str, scores: pa.Table) -> Iterable[Problem]:
-    """Rows whose judge's scores are not what its raw replies say."""
-    names = [name for text, columns in JUDGED.items() for name in (text, *columns)]
-    for row in scores.select(["method", "item_id", "judge_overall", *names]).to_pylist():
-        if row["judge_sc_text"] is None and row["judge_pq_text"] is None:
-            continue
-        read = {text: parse(row[text] or "") for text in JUDGED}
-        said: dict[str, float | None] = {}
-        for text, columns in JUDGED.items():
-            scored = read[text]
-            pair = (scored.first, scored.second) if isinstance(scored, Scores) else (None, None)
-            said |= dict(zip(columns, pair, strict=True))
-        both = list(read.values())
-        said["judge_overall"] = overall(*both) if all(isinstance(s, Scores) for s in both) else None
-        for name, value in said.items():
-            if not _same(value, row[name]):
-                reason = f"has {row[name]}, the judge's raw reply says {value}."
-                yield Problem(f"{task}/{SCORES}", f"{row['method']} {row['item_id']} {name}", reason)
-
-
-def _check_tifa(task: str, scores: pa.Table) -> Iterable[Problem]:
-    """Rows whose TIFA or geometric score is not what the replies and the masked similarity say."""
-    for row in scores.select([*NAMES, "tifa", "tifa_answers", "dinov2_masked", "geometric_score"]).to_pylist():
-        if row["tifa_answers"] is None:
-            continue
-        said = {"tifa": tifa_of_replies(row["tifa_answers"]), "geometric_score": None}
-        if said["tifa"] is not None and row["dinov2_masked"] is not None:
-            said["geometric_score"] = geometric_score(said["tifa"], row["dinov2_masked"])
-        for name, value in said.items():
-            if not _same(value, row[name]):
-                reason = f"has {row[name]}, the model's raw replies give {value}."
-                yield Problem(f"{task}/{SCORES}", f"{row['method']} {row['item_id']} {name}", reason)
-
-
-def _same(first: Any, second: Any) -> bool:
-    numbers = (int, float)
-    if isinstance(first, numbers) and isinstance(second, numbers):
-        return math.isclose(first, second, rel_tol=1e-9, abs_tol=1e-12)
-    return first == second
-
-
 def _differences(name: str, computed: pa.Table, written: pa.Table, keys: Sequence[str]) -> Iterable[Problem]:
     """Rows of a written table that are not what the scores give, in the columns and kinds of rows that it has."""
 
@@ -253,9 +217,22 @@ def _differences(name: str, computed: pa.Table, written: pa.Table, keys: Sequenc
             yield Problem(name, " ".join(key), f"{where}.")
             continue
         for column in written.column_names:
-            if column in computed.column_names and not _same(ours[key][column], theirs[key][column]):
+            if column in computed.column_names and not same_value(ours[key][column], theirs[key][column]):
                 reason = f"the run wrote {theirs[key][column]}, its table of scores gives {ours[key][column]}."
                 yield Problem(name, f"{' '.join(key)} {column}", reason)
+
+
+def _older_p_values(task: str, computed: pa.Table, written: pa.Table, options: Mapping[str, Any]) -> str:
+    """What to know of a run that drew as few sign patterns for many pairs as for one: its table names no `p_floor`."""
+
+    def told_apart(table: pa.Table) -> int:
+        return sum(p is not None and p < 1 - options["confidence"] for p in table["p_holm"].to_pylist())
+
+    return (
+        f"{task}/{COMPARISONS}: an older run, with {options['num_resamples']} sign patterns however many pairs are "
+        f"corrected; its p-values are not held against these, which are of more. By p_holm {told_apart(written)} of "
+        f"{written.num_rows} pairs were told apart, now {told_apart(computed)}."
+    )
 
 
 def _figure(task: str, row: Mapping[str, Any]) -> Figure:
@@ -283,4 +260,18 @@ def _agreement_figures(task: str, agreement: pa.Table) -> list[Figure]:
         for name in ("agreement", "kappa"):
             n = row["num_items"]
             figures.append(Figure(task, row["method"], f"{what}_{name}", row[name], n, n))
+    return figures
+
+
+def _discrimination_figures(task: str, discrimination: pa.Table) -> list[Figure]:
+    """Areas under the ROC curve: n edits of all methods are in it, of those that the oracle has judged."""
+    figures, num_judged = [], {}
+    for row in discrimination.to_pylist():
+        within = "_within_items" if row["scope"] == WITHIN_ITEMS else ""
+        n = row["num_right"] + row["num_wrong"]
+        num_judged.setdefault(row["oracle_metric"], n + row["num_unscored"])  # the pooled row comes first
+        name = f"{row['metric']}_auc_of_{row['oracle_metric']}{within}"
+        figures.append(
+            Figure(task, ALL, name, row["auc"], n, num_judged[row["oracle_metric"]], row["low"], row["high"])
+        )
     return figures

@@ -26,6 +26,8 @@ from stages.evaluate.ratings import ratings_figures, read_ratings
 from stages.evaluate.recompute import recompute_run
 from stages.evaluate.viescore_figures import viescore_figures
 
+LEVEL = 0.05  # a corrected p-value from here on says nothing
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     return exit_code(lambda: _rescore(_parser().parse_args(argv)))
@@ -115,7 +117,9 @@ def _comparison_lines(result: Rescored) -> list[str]:
     for c in result.comparisons:
         interval = f" ({c.low:+.4f} to {c.high:+.4f})" if c.low is not None and c.high is not None else ""
         pair = f"{c.task}: {c.first} - {c.second}, {c.name}"
-        lines.append(f"  {pair}: {c.difference:+.4f}{interval}  p {c.p_value:.4f}, {c.p_holm:.4f}  n {c.n}")
+        few = c.p_value <= c.p_floor and c.p_holm >= LEVEL
+        floor = " (so few sources allow no smaller p)" if few else ""
+        lines.append(f"  {pair}: {c.difference:+.4f}{interval}  p {c.p_value:.4f}, {c.p_holm:.4f}{floor}  n {c.n}")
     return lines
 
 

@@ -33,7 +33,7 @@ class EvaluateConfig(StageConfig):
     judge_passes: int = Field(1, ge=1, description="Times that every edit is judged; more than one show the noise.")
     perception: PerceptionSettings | None = Field(None, description="The models of further metrics, or none.")
     confidence: float = Field(0.95, gt=0.5, lt=1)
-    num_resamples: int = Field(2000, ge=100, description="Of the bootstrap and the permutation test.")
+    num_resamples: int = Field(2000, ge=100, description="Of the bootstrap; tests of many methods draw more.")
     seed: int = 0
     num_workers: int = runtime(2, ge=1)
 

@@ -4,6 +4,7 @@ scores.
 
 from __future__ import annotations
 
+import collections
 import posixpath
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from cluster.dag import Context
 from cluster.folder import Folder
 from cluster.shards import run_shards
 from cluster.vllm import get_engine
+from stages.evaluate.discrimination import discrimination
 from stages.evaluate.judge_replies import NOISE, REPLIES, judge_noise
 from stages.evaluate.judges.tasks import get_judge
 from stages.evaluate.judging import judge_files
@@ -57,14 +59,15 @@ def evaluate_edits(inputs: Mapping[str, Artifact], config: EvaluateConfig, conte
 
     measures = {f"measures/{name}": file for name, file in files.items()}
     motion = config.motion if isinstance(config, EvaluateVideoConfig) else None
-    work = MeasureShard(benchmark, measures, config.metrics, context.out, motion and MotionMeasure(motion))
+    length = inputs[stage].manifest.config.get("num_frames")
+    work = MeasureShard(benchmark, measures, config.metrics, context.out, motion and MotionMeasure(motion), length)
     num_gpus = motion.num_gpus if motion else 0
     run_shards(list(measures), work, context=context, num_workers=config.num_workers, num_gpus=num_gpus)
     if config.judge is not None:
         judge = get_judge(config.judge_task, config.judge_prompts)
         judge_files(files, benchmark, judge, config, context, lambda: get_engine(config.judge, context))
     if config.perception is not None:
-        _perceive(files, benchmark, config.perception, context)
+        _perceive(files, benchmark, config.perception, length, context)
 
     scores = _join(context.out, items, methods)
     context.out.write_table("scores.parquet", scores)
@@ -73,12 +76,17 @@ def evaluate_edits(inputs: Mapping[str, Artifact], config: EvaluateConfig, conte
     context.out.write_table("figures/summary.parquet", summary)
     context.out.write_table("figures/comparisons.parquet", compare(scores, **options))
     context.out.write_table("figures/agreement.parquet", judge_agreement(scores))
+    context.out.write_table("figures/discrimination.parquet", discrimination(scores, **options))
     if config.judge is not None and config.judge_passes > 1:
         context.out.write_table(NOISE, judge_noise(judge, context.out.read_table(REPLIES)))
     means = results(summary, methods, len(items))
     figures = {config.prefix + method: values for method, values in means.items()}
     context.set_rows(scores.num_rows)
-    incomplete = _incomplete(scores)
+    incomplete = _incomplete(scores, "clips" if isinstance(config, EvaluateVideoConfig) else "pictures")
+    if config.judge is not None:
+        incomplete += _silent(scores, judge.overall, "judge ")
+    if config.perception is not None and config.perception.tifa is not None:
+        incomplete += _silent(scores, "tifa", "tifa: ")
     for line in incomplete:
         context.incident(f"{context.stage}: {line}")
     context.set_figures({"results": figures, "num_unscored": _num_unscored(scores), "incomplete": incomplete})
@@ -102,7 +110,11 @@ def evaluate_sources(config: EvaluateConfig) -> list[str]:
 
 
 def _perceive(
-    files: Mapping[str, EditsFile], benchmark: Benchmark, settings: PerceptionSettings, context: Context
+    files: Mapping[str, EditsFile],
+    benchmark: Benchmark,
+    settings: PerceptionSettings,
+    num_frames: int | None,
+    context: Context,
 ) -> None:
     """Lets the models look at the edits of every file that isn't done."""
     from stages.evaluate.perception.shard import PerceiveShard
@@ -110,7 +122,7 @@ def _perceive(
 
     if settings.sees:
         shards = {f"perception/{name}": file for name, file in files.items()}
-        work = PerceiveShard(benchmark, shards, settings, part_schema(PERCEIVED_COLUMNS), context.out)
+        work = PerceiveShard(benchmark, shards, settings, part_schema(PERCEIVED_COLUMNS), context.out, num_frames)
         run_shards(list(shards), work, context=context, num_workers=settings.num_workers, num_gpus=settings.num_gpus)
     if settings.tifa is not None:
         shards = {f"tifa/{name}": file for name, file in files.items()}
@@ -137,8 +149,10 @@ def _join(out: Folder, items: Mapping[str, Mapping[str, Any]], methods: Sequence
     return pa.Table.from_pylist(rows, SCORES_SCHEMA)
 
 
-def _incomplete(scores: pa.Table) -> list[str]:
-    """A line for each method that lacks a picture of an item, its source's or its edit's; a judge's silence is none."""
+def _incomplete(scores: pa.Table, what: str) -> list[str]:
+    """A line for each method that lacks a picture (clip) of an item, its source's or its edit's; a judge's silence is
+    none.
+    """
     lines = []
     reasons: dict[str, list[tuple[str, str]]] = {}
     for method, item_id, reason in zip(
@@ -151,9 +165,19 @@ def _incomplete(scores: pa.Table) -> list[str]:
         if found:
             num_items = sum(name == method for name in scores["method"].to_pylist())
             lines.append(
-                f"{method} has pictures of {num_items - len(found)} of {num_items} items; {found[0][0]}: {found[0][1]}"
+                f"{method} has {what} of {num_items - len(found)} of {num_items} items; {found[0][0]}: {found[0][1]}"
             )
     return lines
+
+
+def _silent(scores: pa.Table, metric: str, prefix: str) -> list[str]:
+    """A line if a model that was asked for a metric has given it to no edit at all, with the most frequent reason."""
+    parts = [part for reason in scores["unscored"].to_pylist() if reason for part in reason.split("; ")]
+    reasons = collections.Counter(part for part in parts if part.startswith(prefix))
+    if scores[metric].null_count < scores.num_rows or not reasons:
+        return []
+    ((reason, count),) = reasons.most_common(1)
+    return [f"none of {scores.num_rows} edits has a {metric}; the reason of {count}: {reason}"]
 
 
 def _num_unscored(scores: pa.Table) -> int:

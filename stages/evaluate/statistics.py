@@ -1,4 +1,4 @@
-"""Intervals and tests for scores of edits, where several items may share one source image.
+"""Intervals and agreement of scores of edits, where several items may share one source image.
 
 Values are float arrays `[items]`; NaN means unscored and is left out, never counted as 0. Items with the
 same cluster (source image) are resampled together, since their scores are not independent.
@@ -7,13 +7,11 @@ same cluster (source image) are resampled together, since their scores are not i
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
-MAX_EXACT_CLUSTERS = 12  # up to 4096 sign patterns are enumerated, beyond that they are drawn
 BATCH_ELEMENTS = 4_000_000  # bounds the memory of one batch of resamples
 
 
@@ -24,20 +22,6 @@ class Interval:
     mean: float
     low: float
     high: float
-    num_items: int
-    num_clusters: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """Mean of a - b over the items that both have, its interval, and the two-sided p-value of "no
-    difference".
-    """
-
-    difference: float
-    low: float
-    high: float
-    p_value: float
     num_items: int
     num_clusters: int
 
@@ -185,45 +169,6 @@ def macro_mean(
     tail = (1 - confidence) / 2
     low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
     return Interval(mean, float(low), float(high), len(values), shape[0])
-
-
-def paired_difference(
-    first: np.ndarray,
-    second: np.ndarray,
-    clusters: np.ndarray,
-    generator: np.random.Generator,
-    *,
-    confidence: float = 0.95,
-    num_resamples: int = 2000,
-) -> Difference:
-    """Mean difference of two methods on the same items: clustered bootstrap interval, sign-flip permutation
-    test.
-
-    An item counts only if both methods are scored. Under "no difference" a cluster's difference is as likely
-    to have either sign: all patterns of signs are tried for up to 12 clusters, else `num_resamples` of them
-    are drawn.
-    """
-    difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
-    difference, clusters = _scored(difference, clusters)
-    if not len(difference):
-        return Difference(math.nan, math.nan, math.nan, math.nan, 0, 0)
-    interval = bootstrap_mean(difference, clusters, generator, confidence=confidence, num_resamples=num_resamples)
-    sums, _ = _cluster_sums(difference, clusters)
-    p_value = _sign_flip_p_value(sums, generator, num_resamples)
-    return Difference(interval.mean, interval.low, interval.high, p_value, interval.num_items, interval.num_clusters)
-
-
-def _sign_flip_p_value(sums: np.ndarray, generator: np.random.Generator, num_resamples: int) -> float:
-    observed = abs(sums.sum()) * (1 - 1e-12)  # equal sums count as equal whatever the order of addition
-    if len(sums) <= MAX_EXACT_CLUSTERS:
-        signs = np.array(list(itertools.product((-1.0, 1.0), repeat=len(sums))))
-        return float((np.abs(signs @ sums) >= observed).mean())
-    num_extreme = 0
-    batch = max(1, BATCH_ELEMENTS // len(sums))
-    for start in range(0, num_resamples, batch):
-        signs = generator.integers(0, 2, size=(min(batch, num_resamples - start), len(sums))) * 2.0 - 1
-        num_extreme += int((np.abs(signs @ sums) >= observed).sum())
-    return (num_extreme + 1) / (num_resamples + 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

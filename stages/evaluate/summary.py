@@ -8,6 +8,7 @@ report them; in a run's results the judges' are `judge_overall_macro` and `judge
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import zlib
 from collections.abc import Callable, Sequence
@@ -16,15 +17,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stages.evaluate.statistics import (
-    Interval,
-    agreement,
-    bootstrap_mean,
-    holm,
-    macro_mean,
-    paired_difference,
-    proportion,
-)
+from stages.evaluate.paired_tests import paired_differences
+from stages.evaluate.statistics import Interval, agreement, bootstrap_mean, macro_mean, proportion
 
 ALL = "all"
 MACRO = "macro"
@@ -60,6 +54,7 @@ PERCEPTION_METRICS = (
     "clip_directional", "clip_score", "dino", "dinov2", "dinov2_masked", "tifa", "geometric_score"
 )  # fmt: skip
 METRICS = YES_NO_METRICS + JUDGE_METRICS + PIXEL_METRICS + CLIP_METRICS + VIDEO_METRICS + PERCEPTION_METRICS
+LOWER_IS_BETTER = ("l1", "flicker_added")
 SHARES = (*YES_NO_METRICS, "dynamic_degree")  # of items: their intervals are Wilson's
 COMPARED_METRICS = (*YES_NO_METRICS, *JUDGE_OVERALLS)
 JUDGE_THRESHOLD = 5.0  # a judge's score from here on counts as yes, where it is held against the oracle
@@ -68,7 +63,11 @@ QUESTIONS = (  # the judge's score, the oracle's answer to the same question, an
     ("judge_over_editing", "preservation", JUDGE_THRESHOLD),
     ("judge_p_done", "edit_success", 0.5),
     ("judge_p_kept", "preservation", 0.5),
+    ("judge_p_right", "whole_scene_right", 0.5),
+    ("judge_prompt_following", "edit_success", JUDGE_THRESHOLD),
+    ("judge_identity", "preservation", JUDGE_THRESHOLD),
 )
+OF_CUSTOMIZATION = {"judge_p_done": "whole_scene_right"}  # it is asked for the very object in its new setting
 
 SCORES_SCHEMA = pa.schema(
     [
@@ -121,6 +120,7 @@ COMPARISONS_SCHEMA = pa.schema(
         ("low", pa.float64()),
         ("high", pa.float64()),
         ("p_value", pa.float64()),
+        ("p_floor", pa.float64()),  # the smallest that so many sources or drawn sign patterns can give
         ("p_holm", pa.float64()),  # corrected for the pairs of methods that are compared on this metric and edit type
         ("num_items", pa.int64()),
         ("num_clusters", pa.int64()),
@@ -216,37 +216,29 @@ def summarise(scores: pa.Table, *, seed: int, confidence: float, num_resamples: 
 
 
 def compare(scores: pa.Table, *, seed: int, confidence: float, num_resamples: int) -> pa.Table:
-    """Every two methods on the items that both have: COMPARISONS_SCHEMA, `difference` is first minus
-    second.
+    """Every two methods on the items that both have: COMPARISONS_SCHEMA, `difference` is first minus second.
+
+    The pairs of one edit type and metric are a family, whose p-values are corrected together.
     """
     columns = ScoreColumns.of(scores)
     rows: list[dict[str, Any]] = []
-    for index, first in enumerate(columns.methods):
-        for second in columns.methods[index + 1 :]:
-            for edit_type in columns.edit_types:
-                of_first, of_second = columns.rows(first, edit_type), columns.rows(second, edit_type)
-                if list(columns.item_id[of_first]) != list(columns.item_id[of_second]):
-                    raise ValueError(f"{first} and {second} have rows for different items")
-                for metric in COMPARED_METRICS:
-                    result = paired_difference(
-                        columns.values[metric][of_first],
-                        columns.values[metric][of_second],
-                        columns.source_id[of_first].astype(str),
-                        _generator(seed, first, second, edit_type, metric),
-                        confidence=confidence,
-                        num_resamples=num_resamples,
-                    )
-                    if result.num_items:
-                        rows.append(
-                            {"first": first, "second": second, "edit_type": edit_type, "metric": metric}
-                            | dataclasses.asdict(result)
-                        )
-    families: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        families.setdefault((row["edit_type"], row["metric"]), []).append(row)
-    for family in families.values():
-        for row, corrected in zip(family, holm([row["p_value"] for row in family]), strict=True):
-            row["p_holm"] = corrected
+    for edit_type in columns.edit_types:
+        chosen = {method: columns.rows(method, edit_type) for method in columns.methods}
+        items = {method: list(columns.item_id[indices]) for method, indices in chosen.items()}
+        for first, second in itertools.pairwise(columns.methods):
+            if items[first] != items[second]:
+                raise ValueError(f"{first} and {second} have rows for different items")
+        sources = columns.source_id[next(iter(chosen.values()))].astype(str) if chosen else np.array([])
+        for metric in COMPARED_METRICS:
+            values = {method: columns.values[metric][indices] for method, indices in chosen.items()}
+            family = paired_differences(
+                values, sources, lambda *pair, names=(edit_type, metric): _generator(seed, *pair, *names),
+                confidence=confidence, num_resamples=num_resamples,
+            )  # fmt: skip
+            rows += [
+                {"first": first, "second": second, "edit_type": edit_type, "metric": metric} | dataclasses.asdict(found)
+                for (first, second), found in family.items()
+            ]
     return pa.Table.from_pylist([_without_nan(row) for row in rows], COMPARISONS_SCHEMA)
 
 
@@ -256,9 +248,11 @@ def judge_agreement(scores: pa.Table) -> pa.Table:
     """
     columns = ScoreColumns.of(scores)
     rows: list[dict[str, Any]] = []
+    other = OF_CUSTOMIZATION if set(columns.edit_type) == {"customization"} else {}
     for method in [ALL, *columns.methods]:
         chosen = np.arange(len(columns.method)) if method == ALL else columns.rows(method, ALL)
         for judge_metric, oracle_metric, threshold in QUESTIONS:
+            oracle_metric = other.get(judge_metric, oracle_metric)
             judged = columns.values[judge_metric][chosen]
             yes = np.where(np.isnan(judged), np.nan, judged >= threshold)
             result = agreement(yes, columns.values[oracle_metric][chosen])
@@ -278,7 +272,7 @@ def judge_agreement(scores: pa.Table) -> pa.Table:
 def results(summary: pa.Table, methods: Sequence[str], num_expected: int) -> dict[str, dict[str, float | int | None]]:
     """{method: {metric: mean}} for the run's summary. A metric that was not measured is None, never 0.
 
-    `num_items` counts the items with a score by the oracle, or by the judge where there is no oracle.
+    `num_items` counts the items with a score by the oracle, where there is none by the judge, else by any metric.
     """
     means: dict[str, dict[str, float | int | None]] = {}
     for method in methods:
@@ -286,7 +280,8 @@ def results(summary: pa.Table, methods: Sequence[str], num_expected: int) -> dic
         overall = {row["metric"]: row for row in rows if row["edit_type"] == ALL}
         macro = {row["metric"]: row["mean"] for row in rows if row["edit_type"] == MACRO}
         judged = next((overall[metric] for metric in JUDGE_OVERALLS if metric in overall), {"num_items": 0})
-        counted = overall.get("whole_scene_right") or judged
+        most = max(overall.values(), key=lambda row: row["num_items"], default=judged)
+        counted = overall.get("whole_scene_right") or (judged if judged["num_items"] else most)
         means[method] = {metric: overall[metric]["mean"] if metric in overall else None for metric in METRICS}
         means[method] |= {
             "judge_overall_macro": macro.get("judge_overall"),

@@ -14,6 +14,8 @@ from PIL import Image
 from cluster.artifacts import Artifact
 from cluster.errors import UserError
 from cluster.folder import Folder
+from stages.evaluate.metrics import num_clip_frames
+from stages.train.backbones.clip_files import read_clip
 
 BENCHMARK = "benchmark"
 MISSING_COLUMNS = ("item_id", "source_id", "edit_type", "reason")  # of items that a copy of the benchmark lacks
@@ -129,3 +131,17 @@ def read_image(data: bytes) -> Image.Image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width}x{image.height} pixels are over {MAX_PIXELS}")
         return image.convert("RGB")
+
+
+def read_clips(
+    item: Mapping[str, Any], edit: Mapping[str, Any], num_frames: int | None
+) -> tuple[list[Image.Image], list[Image.Image]]:
+    """The frames of an item's clip and of its edit, as many: what the scene world says of the item, else the
+    benchmark's `num_frames`, else what the longer file has, in which neighbours that are alike are one.
+
+    Raises as `read_clip` does.
+    """
+    given = (item["clip"], edit.get("clip"))
+    num_frames = num_clip_frames(item["metadata"]) or num_frames or max(len(read_clip(data)) for data in given)
+    source, edited = (read_clip(data, num_frames) for data in given)
+    return source, edited

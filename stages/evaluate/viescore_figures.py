@@ -9,7 +9,6 @@ tasks, `micro` the mean over their items. A task without a single scored item is
 
 from __future__ import annotations
 
-import itertools
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,8 @@ import numpy as np
 
 from stages.evaluate.answers import CALLS, Answers
 from stages.evaluate.figures import ALL, Comparison, Figure, Problem, Rescored
-from stages.evaluate.statistics import bootstrap_mean, macro_mean, paired_difference
+from stages.evaluate.paired_tests import paired_differences
+from stages.evaluate.statistics import bootstrap_mean, macro_mean
 
 OVERALL = "overall"
 PARTS = (*(call.lower() for call in CALLS), OVERALL)
@@ -88,12 +88,10 @@ def _task_figures(task: str, method: str, items: Items, num_expected: int) -> li
 
 
 def _compare(task: str, by_method: Mapping[str, Items]) -> list[Comparison]:
-    pairs = []
-    for first, second in itertools.combinations(by_method, 2):
-        columns = (_column(by_method[method], OVERALL) for method in (first, second))
-        generator = _generator(task, first, second)
-        pairs.append((first, second, paired_difference(*columns, _clusters(by_method[first]), generator)))
-    return Comparison.family(task, "overall_mean_of_geometric_means", pairs)
+    columns = {method: _column(items, OVERALL) for method, items in by_method.items()}
+    clusters = _clusters(next(iter(by_method.values())))
+    differences = paired_differences(columns, clusters, lambda *pair: _generator(task, *pair))
+    return Comparison.family(task, "overall_mean_of_geometric_means", differences)
 
 
 def _over_tasks(

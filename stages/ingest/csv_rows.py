@@ -38,10 +38,13 @@ def csv_header(folder: Folder, name: str) -> list[str]:
         return []
 
 
-def csv_rows(folder: Folder, name: str, bad: BadRows) -> Iterator[tuple[int, dict[str, str]]]:
-    """Each row by its column names, with the number of its (last) line; bad rows go to `bad`."""
+def csv_rows(folder: Folder, name: str, bad: BadRows, *, strict: bool = False) -> Iterator[tuple[int, dict[str, str]]]:
+    """Each row by its column names, with the number of its (last) line; bad rows go to `bad`.
+
+    `strict`: a row with a quote that doesn't end, or that ends within a field, is bad, too.
+    """
     header = csv_header(folder, name)
-    for number, fields in csv_lines(folder, name, bad):
+    for number, fields in csv_lines(folder, name, bad, strict=strict):
         if number == 1 or not fields:
             continue
         if len(fields) != len(header):
@@ -50,10 +53,11 @@ def csv_rows(folder: Folder, name: str, bad: BadRows) -> Iterator[tuple[int, dic
             yield number, dict(zip(header, fields, strict=True))
 
 
-def csv_lines(folder: Folder, name: str, bad: BadRows) -> Iterator[tuple[int, list[str]]]:
+def csv_lines(folder: Folder, name: str, bad: BadRows, *, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
     """Each row's fields, the first line's too, with the number of the row's (last) line."""
     with folder.open(name) as stream:
-        reader = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline=""))
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline="")
+        reader = csv.reader(text, strict=strict)
         while True:
             try:
                 fields = next(reader)

@@ -9,6 +9,8 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
+from cluster.errors import one_line
+
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS_LIMIT = 170_000_000  # Pillow itself refuses images of more than 178 million pixels
 _EXIF_ORIENTATION = 0x0112
@@ -61,7 +63,7 @@ def decode_image(data: bytes, max_pixels: int, rotation: int = 0) -> Image.Image
     except MemoryError:
         raise
     except Exception as error:  # a broken file can fail anywhere in a decoder, with any exception
-        raise UndecodableImage(f"corrupt: {' '.join(str(error).split())[:200] or type(error).__name__}") from error
+        raise UndecodableImage(f"corrupt: {one_line(error, 200)}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -8,6 +8,8 @@ from typing import BinaryIO
 
 from PIL import Image, ImageOps
 
+from cluster.errors import one_line
+
 MAX_DECODED_FRAMES = 20_000  # of one video, on the way to the last frame that is wanted
 CONTAINER = "mp4"  # FFmpeg's reader of MP4 and MOV, and no other, whatever a file seems to be
 
@@ -35,13 +37,15 @@ def sample_frames(
             if not container.streams.video:
                 raise UnusableVideo("unreadable: no video in the file")
             video = container.streams.video[0]
+            if video.codec_context is None:
+                raise UnusableVideo("unreadable: no decoder for it")
             if video.width * video.height > max_pixels:
                 raise UnusableVideo(f"too large: {video.width}x{video.height} pixels, over max_pixels={max_pixels}")
             if not video.width or not video.average_rate:
                 raise UnusableVideo("unreadable: neither size nor rate is known")
             return _at_times(container, video, num_frames, frames_per_second, size)
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise UnusableVideo(f"corrupt: {' '.join(str(error).split())[:200]}") from None
+        raise UnusableVideo(f"corrupt: {one_line(error, 200)}") from None
 
 
 def _at_times(container, video, num_frames: int, frames_per_second: float, size: tuple[int, int]) -> list[Image.Image]:

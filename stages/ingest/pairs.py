@@ -22,6 +22,7 @@ from cluster.dag import Context
 from cluster.errors import UserError
 from cluster.folder import Folder
 from cluster.shards import name_shards, run_shards
+from stages.ingest.dead_letters import count_reasons, write_letters
 from stages.ingest.decode import (
     MAX_PIXELS_LIMIT,
     UndecodableImage,
@@ -148,7 +149,7 @@ class ListCandidates:
         rows = sorted(itertools.chain.from_iterable(sorted(rows)[: config.num_candidates] for rows in kept.values()))
         columns = zip(*rows, strict=True) if rows else [()] * len(CANDIDATES_SCHEMA)
         table = pa.table([pa.array(column, pa.string()) for column in columns], CANDIDATES_SCHEMA)
-        _write_letters(self.out, shard, letters)
+        write_letters(self.out, _letters_name(shard), letters, DEAD_LETTERS_SCHEMA)
         self.out.write_table(shard, table.replace_schema_metadata({"counts": json.dumps(counts, sort_keys=True)}))
 
 
@@ -175,7 +176,7 @@ class DecodePairs:
                     rows.append(row | pictures | {"metadata": json.dumps(metadata, sort_keys=True)})
                 except UndecodableImage as error:
                     letters.append(row | {"outcome": "failed", "reason": str(error)})
-        _write_letters(self.out, shard, letters)
+        write_letters(self.out, _letters_name(shard), letters, DEAD_LETTERS_SCHEMA)
         self.out.write_table(shard, pa.Table.from_pylist(rows, PAIRS_SCHEMA))
 
     def _pictures(self, *raw: RawImage) -> dict[str, bytes]:
@@ -221,7 +222,7 @@ def ingest_pairs(inputs: Mapping[str, Artifact], config: IngestPairsConfig, cont
     run_shards(list(files), work, context=context, num_workers=config.num_workers, unit="files")
     cells, counts = _read_candidates(files, config, context)
     figures = _draw(cells, config, context)
-    reasons = _reasons(context.out)
+    reasons = count_reasons(context.out)
     num_rows = sum(sum(row.values()) for row in figures["pairs"].values())
     if not num_rows:
         told = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(3)) or "none was of a known type"
@@ -315,20 +316,10 @@ def _read_pairs(
     shards = name_shards(list(by_id), config.shard_size, prefix=prefix)
     work = DecodePairs({name: [by_id[key] for key in keys] for name, keys in shards.items()}, config, context.out)
     run_shards(list(shards), work, context=context, num_workers=config.num_workers, total=len(chosen), unit="pairs")
-    letters = [_letters_name(shard) for shard in shards if context.out.exists(_letters_name(shard))]
+    letters = [f"dead_letters/{_letters_name(shard)}" for shard in shards]
+    letters = [name for name in letters if context.out.exists(name)]
     return [by_id[key].cell for name in letters for key in context.out.read_table(name)["pair_id"].to_pylist()]
 
 
 def _letters_name(shard: str) -> str:
-    return f"dead_letters/{shard.replace('/', '-')}"
-
-
-def _write_letters(out: Folder, shard: str, letters: Sequence[Mapping[str, Any]]) -> None:
-    if letters:
-        out.write_table(_letters_name(shard), pa.Table.from_pylist(list(letters), DEAD_LETTERS_SCHEMA))
-
-
-def _reasons(out: Folder) -> collections.Counter[str]:
-    names = [name for name in out.list(".parquet", recursive=True) if name.startswith("dead_letters/")]
-    reasons = (reason for name in names for reason in out.read_table(name, ["reason"])["reason"].to_pylist())
-    return collections.Counter(reason.split(":")[0] for reason in reasons)
+    return shard.replace("/", "-")

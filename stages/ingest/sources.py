@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.errors import UserError
+from cluster.errors import UserError, one_line
 from cluster.folder import Folder
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -176,8 +176,7 @@ def parquet_rows(
                 first_row += num_rows
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(
-            f"{folder.path(name)} is a broken Parquet file ({' '.join(str(error).split())[:200]}). Download it "
-            "again, or take it out."
+            f"{folder.path(name)} is a broken Parquet file ({one_line(error, 200)}). Download it again, or take it out."
         ) from None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from cluster.dag import Context
 from cluster.errors import UserError
 from cluster.folder import Folder
 from cluster.shards import run_shards
+from stages.ingest.dead_letters import count_reasons, write_letters
 from stages.ingest.decode import (
     MAX_PIXELS_LIMIT,
     UndecodableImage,
@@ -110,7 +110,7 @@ class DecodeShard:
                 samples.append(row)
             except UndecodableImage as error:
                 dead_letters.append(row | {"outcome": "failed", "reason": str(error)})
-        _write_dead_letters(self.out, shard, dead_letters)
+        write_letters(self.out, _plain_name(shard), dead_letters, SAMPLES_SCHEMA)
         if self.config.near_duplicates is not None:
             table = pa.table({"source": list(hashes), "hash": list(hashes.values())}, _HASHES)
             self.out.write_table(_hashes_name(shard), table)
@@ -141,11 +141,11 @@ def ingest_images(inputs: Mapping[str, Artifact], config: IngestConfig, context:
             dict.fromkeys(SAMPLES_SCHEMA.names) | {"source": source, "outcome": "failed", "reason": reason}
             for source, reason in bad_rows.reasons.items()
         ]
-        _write_dead_letters(context.out, "samples/csv.parquet", letters)
+        write_letters(context.out, "csv.parquet", letters, SAMPLES_SCHEMA)
     work = DecodeShard(folder, shards, config, context.out)
     run_shards(list(shards), work, context=context, num_workers=config.num_workers)
     num_samples = _set_duplicates_aside(context.out, list(shards), config, context)
-    reasons = _count_reasons(context.out)
+    reasons = count_reasons(context.out)
     if num_samples == 0:
         worst, count = reasons.most_common(1)[0]
         raise UserError(
@@ -185,13 +185,8 @@ def _find_entries(inputs: Mapping[str, Artifact], config: IngestConfig) -> tuple
     return folder, entries
 
 
-def _dead_letters_name(shard: str) -> str:
-    return shard.replace("samples/", "dead_letters/")
-
-
-def _write_dead_letters(out: Folder, shard: str, rows: Sequence[dict]) -> None:
-    if rows:
-        out.write_table(_dead_letters_name(shard), pa.Table.from_pylist(list(rows), SAMPLES_SCHEMA))
+def _plain_name(shard: str) -> str:
+    return shard.removeprefix("samples/")
 
 
 def _hashes_name(shard: str) -> str:
@@ -229,20 +224,14 @@ def _set_duplicates_aside(out: Folder, shards: Sequence[str], config: IngestConf
         if not duplicates:
             continue
         rows = out.read_table(shard).to_pylist()
-        letters = out.read_table(_dead_letters_name(shard)).to_pylist() if out.exists(_dead_letters_name(shard)) else []
+        name = f"dead_letters/{_plain_name(shard)}"
+        letters = out.read_table(name).to_pylist() if out.exists(name) else []
         letters = [letter for letter in letters if not letter["reason"].startswith(("duplicate:", "near_duplicate:"))]
         letters += [
             rows[row] | {"image": None, "outcome": "failed", "reason": reason} for row, reason in duplicates.items()
         ]
-        _write_dead_letters(out, shard, sorted(letters, key=lambda letter: letter["source"]))
+        letters = sorted(letters, key=lambda letter: letter["source"])
+        write_letters(out, _plain_name(shard), letters, SAMPLES_SCHEMA)
         kept = [row for index, row in enumerate(rows) if index not in duplicates]
         out.write_table(shard, pa.Table.from_pylist(kept, SAMPLES_SCHEMA))
     return len(first_source)
-
-
-def _count_reasons(out: Folder) -> collections.Counter[str]:
-    reasons: collections.Counter[str] = collections.Counter()
-    for name in out.list(".parquet", recursive=True):
-        if name.startswith("dead_letters/"):
-            reasons.update(reason.split(":")[0] for reason in out.read_table(name, ["reason"])["reason"].to_pylist())
-    return reasons

@@ -5,14 +5,11 @@ the videos themselves where they are wanted.
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import hashlib
-import io
-import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,8 +22,10 @@ from cluster.errors import UserError
 from cluster.folder import Folder
 from cluster.shards import name_shards, run_shards
 from stages.ingest.csv_rows import BadRows, csv_header, csv_rows
+from stages.ingest.dead_letters import count_reasons, write_letters
 from stages.ingest.frames import UnusableVideo, sample_frames, write_clip
-from stages.ingest.sources import PACKED_TAR_SUFFIXES, is_plain, parquet_rows, tar_samples
+from stages.ingest.sources import is_plain, parquet_rows
+from stages.ingest.video_files import Video, list_videos, open_video, video_name
 
 VideoLayout = Literal["videoufo", "ultravideo", "captions"]
 # names of columns, the first that is there counts; capitals, spaces and signs play no part
@@ -79,15 +78,6 @@ def ingest_videos_sources(config: IngestVideosConfig) -> Sequence[str]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Video:
-    """Where a video's bytes are: a file (no size), or a part of a tar."""
-
-    file: str
-    offset: int = 0
-    size: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
 class MakeClips:
     """Samples the clips of one shard, and writes them and the dead letters."""
 
@@ -109,9 +99,7 @@ class MakeClips:
                 rows.append((caption_id, clip, config.num_frames, config.frames_per_second))
             except UnusableVideo as error:
                 letters.append(_letter(caption_id, video.file, str(error)))
-        if letters:
-            name = shard.replace("clips/", "dead_letters/clips-")
-            self.out.write_table(name, pa.Table.from_pylist(letters, LETTERS_SCHEMA))
+        write_letters(self.out, shard.replace("clips/", "clips-"), letters, LETTERS_SCHEMA)
         rows = [dict(zip(CLIPS_SCHEMA.names, row, strict=True)) for row in rows]
         self.out.write_table(shard, pa.Table.from_pylist(rows, CLIPS_SCHEMA))
 
@@ -132,8 +120,7 @@ def ingest_videos(inputs: Mapping[str, Artifact], config: IngestVideosConfig, co
     videos = list_videos(folder) if config.clips else None
     captions, bad, counts = _draw(folder, videos, config, context)
     letters = [_letter(None, source, reason) for source, reason in bad.reasons.items()]
-    if letters:
-        context.out.write_table("dead_letters/rows.parquet", pa.Table.from_pylist(letters, LETTERS_SCHEMA))
+    write_letters(context.out, "rows.parquet", letters, LETTERS_SCHEMA)
     if not captions:
         without = f", of {counts['num_rows_without_video']} the video isn't there" if videos is not None else ""
         raise UserError(
@@ -150,7 +137,7 @@ def ingest_videos(inputs: Mapping[str, Artifact], config: IngestVideosConfig, co
     table = pa.table({"caption_id": list(captions), "caption": list(captions.values())})
     context.out.write_table("captions.parquet", table)
     context.set_rows(len(captions))
-    reasons = _reasons(context.out)
+    reasons = count_reasons(context.out)
     context.set_figures(
         {
             "num_captions": len(captions),
@@ -160,66 +147,6 @@ def ingest_videos(inputs: Mapping[str, Artifact], config: IngestVideosConfig, co
             "dead_letter_reasons": dict(sorted(reasons.items())),
         }
     )
-
-
-def list_videos(folder: Folder) -> dict[str, Video]:
-    """The .mp4 files of a folder and of the plain tars in it, by their names without folder and ending.
-
-    Raises UserError for a tar that can't be read, and for a packed archive, in whose place nothing can be read.
-    """
-    videos: dict[str, Video] = {}
-    for name in folder.list(recursive=True):
-        if name.lower().endswith(".mp4"):
-            videos.setdefault(video_name(name), Video(name))
-        elif name.lower().endswith((*PACKED_TAR_SUFFIXES, ".zip")):
-            raise UserError(
-                f"ingest_videos: {folder.path(name)} is packed, so its videos can't be read in place. Unpack it to a "
-                "plain .tar or a folder first (for example gunzip FILE.tar.gz), or take it out."
-            )
-        elif name.lower().endswith(".tar"):
-            for members in tar_samples(folder, name).values():
-                for suffix, (member, offset, size) in members.items():
-                    if suffix.endswith(".mp4"):
-                        videos.setdefault(video_name(member), Video(name, offset, size))
-    return videos
-
-
-def video_name(name: str) -> str:
-    """By which a caption's id finds its video: no folder, no ending."""
-    base = posixpath.basename(name)
-    return base[: -len(".mp4")] if base.lower().endswith(".mp4") else base
-
-
-@contextlib.contextmanager
-def open_video(folder: Folder, video: Video) -> Iterator[BinaryIO]:
-    """The video's bytes to be read in place, never copied as a whole."""
-    with folder.open(video.file) as stream:
-        yield stream if video.size is None else io.BufferedReader(_Part(stream, video.offset, video.size))
-
-
-class _Part(io.RawIOBase):
-    """A part of a file as a file of its own."""
-
-    def __init__(self, stream: BinaryIO, offset: int, size: int):
-        self._stream, self._offset, self._size, self._position = stream, offset, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
-
-    def readinto(self, buffer) -> int:
-        self._stream.seek(self._offset + self._position)
-        data = self._stream.read(max(0, min(len(buffer), self._size - self._position)))
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
 
 
 def _draw(
@@ -321,9 +248,3 @@ def _column(columns: Sequence[str], named: str, known: Sequence[str]) -> str | N
 
 def _letter(caption_id: str | None, source: str, reason: str) -> dict[str, Any]:
     return {"caption_id": caption_id, "source": source, "outcome": "failed", "reason": reason}
-
-
-def _reasons(out: Folder) -> collections.Counter[str]:
-    names = [name for name in out.list(".parquet", recursive=True) if name.startswith("dead_letters/")]
-    reasons = (reason for name in names for reason in out.read_table(name, ["reason"])["reason"].to_pylist())
-    return collections.Counter(reason.split(":")[0] for reason in reasons)

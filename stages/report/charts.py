@@ -34,9 +34,17 @@ def duration(seconds: float | None) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
-def interval_mark(mean: float, low: float | None, high: float | None, maximum: float, css_class: str) -> str:
-    """A dot with its interval on a track from 0 to `maximum`; as wide as its place, since x is in per
-    cent.
+def interval_mark(
+    mean: float,
+    low: float | None,
+    high: float | None,
+    maximum: float,
+    css_class: str,
+    *,
+    beside: float | None = None,
+) -> str:
+    """A dot with its interval on a track from 0 to `maximum`, and a line at `beside`; as wide as its place, since x is
+    in per cent.
     """
 
     def x(value: float) -> str:
@@ -46,8 +54,9 @@ def interval_mark(mean: float, low: float | None, high: float | None, maximum: f
     bar = ""
     if low is not None and high is not None:
         bar = f'<line class="bar" x1="{x(low)}" x2="{x(high)}" y1="13" y2="13"/>'
+    line = "" if beside is None else f'<line class="beside" x1="{x(beside)}" x2="{x(beside)}" y1="4" y2="22"/>'
     dot = f'<circle class="dot" cx="{x(mean)}" cy="13" r="5.5"/>'
-    return f'<svg class="mark {css_class}" height="26" aria-hidden="true">{grid}{bar}{dot}</svg>'
+    return f'<svg class="mark {css_class}" height="26" aria-hidden="true">{grid}{bar}{line}{dot}</svg>'
 
 
 def _thinned(curve: Curve) -> list[tuple[float, float]]:

@@ -26,13 +26,16 @@ MAX_REASON_LENGTH = 120
 
 @dataclasses.dataclass(frozen=True)
 class StageNode:
-    """A stage as the graph shows it; `seconds` is what its artifact took to make, also if it was kept."""
+    """A stage as the graph shows it; `seconds` is what its artifact took to make, also if it was kept, and `ended`
+    when that was, in seconds since 1970.
+    """
 
     name: str
     status: str
     seconds: float | None
     rows: int | None
     needs: tuple[str, ...]
+    ended: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +84,7 @@ class ReportData:
     summary: dict[tuple[str, str, str], dict[str, Any]]  # (method, edit type, metric) -> mean, low, high, num_items
     comparisons: list[dict[str, Any]]
     agreement: list[dict[str, Any]]
+    discrimination: list[dict[str, Any]]
     num_expected: int
     confidence: float
     gallery: list[GalleryItem]
@@ -141,6 +145,7 @@ def _figures(
         "summary": {(row["method"], row["edit_type"], row["metric"]): row for row in summary},
         "comparisons": tables["comparisons"].to_pylist() if "comparisons" in tables else [],
         "agreement": tables["agreement"].to_pylist() if "agreement" in tables else [],
+        "discrimination": tables["discrimination"].to_pylist() if "discrimination" in tables else [],
         "num_expected": len({row["item_id"] for row in scores}),
         "confidence": config.get("confidence", 0.95),
         "gallery": _gallery(inputs, inputs.get(stage), scores, num_gallery),
@@ -158,6 +163,7 @@ def _read_figures(artifact: Artifact | None) -> dict[str, pa.Table]:
         "summary": "figures/summary.parquet",
         "comparisons": "figures/comparisons.parquet",
         "agreement": "figures/agreement.parquet",
+        "discrimination": "figures/discrimination.parquet",
     }
     return {key: artifact.folder.read_table(name) for key, name in names.items() if artifact.folder.exists(name)}
 
@@ -175,7 +181,8 @@ def _nodes(inputs: Mapping[str, Artifact], run: record.RunRecord | None, root: s
         if artifact is not None:
             manifest = artifact.manifest
             needs = tuple(parent for parent in manifest.parents if parent in stages)
-            nodes.append(StageNode(name, stage.status, manifest.seconds or stage.seconds, manifest.rows, needs))
+            seconds = manifest.seconds or stage.seconds
+            nodes.append(StageNode(name, stage.status, seconds, manifest.rows, needs, manifest.created))
         else:  # not finished: this report itself is still running
             needs = tuple(inputs) if name == "report" else ()
             nodes.append(StageNode(name, stage.status, stage.seconds or None, stage.rows, needs))

@@ -59,6 +59,13 @@ QUESTIONS = {
     "judge_over_editing": "Is the rest kept?",
     "judge_p_done": "Is the edit done? (probability)",
     "judge_p_kept": "Is the rest kept? (probability)",
+    "judge_p_right": "Is it exactly right? (probability)",
+    "judge_prompt_following": "Does it follow the prompt?",
+    "judge_identity": "Is it the same object?",
+}
+OF_SETTINGS = {
+    "judge_p_done": "Is the object in its new setting? (probability)",
+    "judge_p_kept": "Is it the same object? (probability)",
 }
 KAPPAS = ((0.8, "almost perfect"), (0.6, "substantial"), (0.4, "moderate"), (0.2, "fair"), (0.0, "slight"))
 
@@ -69,7 +76,7 @@ def judge(data: ReportData) -> str:
     if not rows:
         return ""
     body = "".join(
-        f"<tr><td>{escape(_question(row['judge_metric']))}</td>"
+        f"<tr><td>{escape(_question(row['judge_metric'], data.items))}</td>"
         f'<td class="number"><b>{100 * row["agreement"]:.0f}%</b></td>'
         f'<td class="number">{_kappa(row["kappa"])}</td><td class="number">{row["num_items"]}</td>'
         f'<td class="number">{row["both_yes"]}</td><td class="number">{row["only_first"]}</td>'
@@ -80,7 +87,7 @@ def judge(data: ReportData) -> str:
     return (
         f'<section id="{data.anchor("judge")}"><h2>Can the judge be trusted?</h2><p class="lead">The judge is a '
         f"vision-language model and can err; the oracle computes the truth. A score of {thresholds} or more counts as "
-        f"yes. {' '.join(map(_meaning, rows))}</p>"
+        f"yes. {' '.join(_meaning(row, data.items) for row in rows)}</p>"
         '<div class="scroll"><table><thead><tr><th>Question</th><th class="number">They agree</th>'
         '<th class="number">Kappa</th><th class="number">n</th><th class="number">Both yes</th>'
         '<th class="number">Judge alone yes</th><th class="number">Oracle alone yes</th>'
@@ -89,17 +96,17 @@ def judge(data: ReportData) -> str:
     )
 
 
-def _question(metric: str) -> str:
-    return QUESTIONS.get(metric, metric)
+def _question(metric: str, items: str) -> str:
+    return (QUESTIONS | OF_SETTINGS if items == "settings" else QUESTIONS).get(metric, metric)
 
 
 def _kappa(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}".replace("-", "\u2212")
 
 
-def _meaning(row: dict) -> str:
+def _meaning(row: dict, items: str) -> str:
     """One sentence on one question; kappa in the words of Landis and Koch (1977)."""
-    question = _question(row["judge_metric"])
+    question = _question(row["judge_metric"], items)
     text = f"To “{question}” they give the same answer for {100 * row['agreement']:.0f}% of the edits"
     if row["kappa"] is not None:
         word = next((word for least, word in KAPPAS if row["kappa"] > least), "no")
@@ -114,7 +121,7 @@ def _by_method(data: ReportData, metrics: list[str]) -> str:
     """What each says of each method, side by side: the shares of yes of the oracle and of the judge, and agreement."""
     found = {(row["method"], row["judge_metric"]): row for row in data.agreement}
     head = "".join(
-        f'<th class="number">{escape(_question(m))} Oracle</th><th class="number">Judge</th>'
+        f'<th class="number">{escape(_question(m, data.items))} Oracle</th><th class="number">Judge</th>'
         '<th class="number">They agree</th><th class="number">Kappa</th>'
         for m in metrics
     )

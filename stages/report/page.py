@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from stages.report import charts, gallery, kinds, results
+from collections.abc import Sequence
+
+from stages.report import charts, discrimination, gallery, kinds, results
 from stages.report.charts import escape
-from stages.report.data import Curve, ReportData
+from stages.report.data import Curve, ReportData, StageNode
 from stages.report.frame import framed
 
 QUALITY_CURVES = ("whole_scene_right", "edit_success", "preservation")
@@ -23,6 +25,7 @@ def render_page(data: ReportData, title: str) -> str:
         *(other(section) for section in data.others if section is not main),
         training(data),
         kinds.judge(main),
+        discrimination.discrimination(main),
         problems(data),
         footer(data),
     ]
@@ -48,6 +51,7 @@ def other(data: ReportData) -> str:
         f'<section id="{data.items}"><h2>{TITLES[data.items]}</h2><p class="lead">{results.headline(data)} '
         f"{results.lead(data)}</p></section>"
         f"{results.comparison(data)}{gallery.gallery(data)}{kinds.judge(data)}"
+        f"{discrimination.discrimination(data)}"
     )
 
 
@@ -55,7 +59,6 @@ def pipeline(data: ReportData) -> str:
     if not data.nodes:
         return ""
     states = {node.status for node in data.nodes}
-    seconds = sum(node.seconds or 0 for node in data.nodes)
     legend = "".join(
         f'<span><i class="{state}"></i>{text}</span>'
         for state, text in (
@@ -67,10 +70,19 @@ def pipeline(data: ReportData) -> str:
     )
     return (
         '<section id="stages"><h2>How it got there</h2><p class="lead">Each stage reads what the ones before '
-        f"it wrote. All of them together took {escape(charts.duration(seconds))}.</p>"
+        f"it wrote{_times(data.nodes)}.</p>"
         f"{charts.graph(data.nodes, downwards=False)}{charts.graph(data.nodes, downwards=True)}"
         f'<div class="note states">{legend}</div></section>'
     )
+
+
+def _times(nodes: Sequence[StageNode]) -> str:
+    """How long what ran now took, from the first start to the last end: stages run side by side."""
+    ran = [node for node in nodes if node.status == "ran" and node.ended and node.seconds]
+    if not ran:
+        return ""
+    whole = max(node.ended for node in ran) - min(node.ended - node.seconds for node in ran)
+    return f", side by side where none needs the other. This run took {escape(charts.duration(whole))}"
 
 
 def training(data: ReportData) -> str:

@@ -121,9 +121,9 @@ def _difference(data: ReportData, first: str, second: str, metric: str) -> dict[
             if (row["first"], row["second"]) == (second, first):
                 low, high = row["low"], row["high"]
                 return row | {
-                    "difference": -row["difference"],
-                    "low": None if high is None else -high,
-                    "high": None if low is None else -low,
+                    "difference": 0.0 - row["difference"],
+                    "low": None if high is None else 0.0 - high,
+                    "high": None if low is None else 0.0 - low,
                 }
     return None
 
@@ -150,18 +150,31 @@ MARKS = {  # what a method is, held against the headline's: the mark, and its wo
     "above": ("▲", "better than {}"),
     "below": ("▼", "worse than {}"),
     "same": ("≈", "can’t be told apart from {}"),
+    "few": ("?", "too few source images to tell from {}, however large the difference"),
 }
 
 
 def standing(data: ReportData, name: str, metric: str) -> str:
-    """`above`, `below` or `same`: how a method stands to the headline's, p corrected after Holm; "" where untested."""
+    """`above`, `below` or `same`: how a method stands to the headline's, p corrected after Holm; "" where untested.
+
+    `few` is where not even the smallest p-value that so many sources can give would do.
+    """
     star = star_method(data)
     row = None if star in (None, name) else _difference(data, name, star, metric)
     if row is None or row.get("p_holm") is None:
         return ""
     if row["p_holm"] >= 1 - data.confidence:
-        return "same"
+        return "few" if _too_few(data, row) else "same"
     return "above" if (row["difference"] > 0) == words.METRICS[metric].higher_is_better else "below"
+
+
+def _num_tests(data: ReportData, metric: str) -> int:
+    """How many pairs are corrected together."""
+    return sum(row["edit_type"] == ALL and row["metric"] == metric for row in data.comparisons)
+
+
+def _too_few(data: ReportData, row: dict[str, Any]) -> bool:
+    return _num_tests(data, row["metric"]) * (row.get("p_floor") or 0) >= 1 - data.confidence
 
 
 def _mark(data: ReportData, name: str, metric: str) -> str:
@@ -174,10 +187,12 @@ def _mark(data: ReportData, name: str, metric: str) -> str:
 
 def _legend(data: ReportData) -> str:
     star, metric = star_method(data), primary_metric(data)
-    if not metric or not any(standing(data, name, metric) for name in data.methods):
+    used = {standing(data, name, metric) for name in data.methods} if metric else set()
+    if not used & set(MARKS):
         return ""
     label = escape(words.method(star or "").label)
-    marks = ", ".join(f"{sign} {text.format(label)}" for sign, text in MARKS.values())
+    shown = [mark for kind, mark in MARKS.items() if kind != "few" or kind in used]
+    marks = ", ".join(f"{sign} {text.format(label)}" for sign, text in shown)
     return (
         f'<p class="note">{marks}: a permutation test that flips the signs of whole source images on the items that '
         f"both have, p &lt; {1 - data.confidence:.2g} after Holm’s correction for all pairs in that metric.</p>"
@@ -268,5 +283,17 @@ def _comparisons(data: ReportData) -> str:
         '<div class="scroll"><table><thead><tr><th>Pair</th><th class="number">Difference</th><th '
         'class="number">Interval</th><th class="number">p</th><th class="number">p, Holm</th><th '
         'class="number">n</th></tr></thead>'
-        f"<tbody>{body}</tbody></table></div></details>"
+        f"<tbody>{body}</tbody></table></div>{_floor(data, found[0][1])}</details>"
     )
+
+
+def _floor(data: ReportData, row: dict[str, Any]) -> str:
+    """How small the p-values of the table can be at all."""
+    if row.get("p_floor") is None:
+        return ""
+    num_tests, floor = _num_tests(data, row["metric"]), row["p_floor"]
+    corrected = f"; corrected for {num_tests} pairs, {min(1.0, num_tests * floor):.2g}" if num_tests > 1 else ""
+    text = f"The smallest p that this test on {row['num_clusters']} source images can give is {floor:.2g}{corrected}."
+    if _too_few(data, row):
+        text += " So no difference, however large, could be told from chance: it takes more source images."
+    return f'<p class="note">{text}</p>'

@@ -21,7 +21,10 @@ QUESTIONS = (  # the judge's score and its maximum, and the oracle's answer to t
     ("judge_over_editing", 10, "preservation"),
     ("judge_p_done", 1, "edit_success"),
     ("judge_p_kept", 1, "preservation"),
+    ("judge_prompt_following", 10, "edit_success"),
+    ("judge_identity", 10, "preservation"),
 )
+OF_CUSTOMIZATION = {"judge_p_done": "whole_scene_right"}  # it is asked for the very object in its new setting
 ALIGNMENT = ("clip_directional", "tifa", "clip_score")  # what the judge is held against where there is no oracle
 
 
@@ -43,7 +46,8 @@ class Disagreement:
         from 0.5 on.
         """
         if self.has_oracle:
-            answers = [(row.get(judged), maximum, row.get(truth)) for judged, maximum, truth in QUESTIONS]
+            other = OF_CUSTOMIZATION if row.get("edit_type") == "customization" else {}
+            answers = [(row.get(name), maximum, row.get(other.get(name, truth))) for name, maximum, truth in QUESTIONS]
             pairs = [(j / maximum, o) for j, maximum, o in answers if j is not None and o is not None]
             if not pairs:
                 return None

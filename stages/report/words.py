@@ -19,7 +19,7 @@ class Method:
 METHODS = {
     "byg": Method("ByG", "trained without edit pairs", "ours"),
     "np_edit": Method("NP-Edit", "trained without edit pairs", "ours"),
-    "video4edit": Method("Video4Edit", "a clip's last frame, from true pairs", "few"),
+    "video4edit": Method("Video4Edit", "last frame of a clip, true pairs", "few"),
     "byg_video": Method("ByG on video", "trained without edited clips", "ours"),
     "customization": Method("NP-Edit", "trained without edit pairs", "ours"),
     "flow_grpo": Method("Flow-GRPO", "rewarded by the judge", "other"),
@@ -27,8 +27,8 @@ METHODS = {
     "flowedit": Method("FlowEdit", "no training, both true captions", "base"),
     "sdedit": Method("SDEdit", "redrawn, true target caption", "base"),
     "regenerate": Method("Regenerate", "drawn, true target caption", "base"),
-    "zero_shot_i2v": Method("Zero-shot video", "image-to-video as it is, last frame", "base"),
-    "warmup": Method("Warm-up", "the shipped adapter, trained no further", "base"),
+    "zero_shot_i2v": Method("Zero-shot video", "image to video as it is", "base"),
+    "warmup": Method("Warm-up", "the shipped adapter as it is", "base"),
     "untrained": Method("Untrained", "the base model as it is", "base"),
     "copy": Method("Copy", "the source, unchanged", "base"),
 }

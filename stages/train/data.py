@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from cluster.errors import UserError
+from cluster.errors import UserError, one_line
 from cluster.folder import Folder
 from stages.train.roles import Batch
 
@@ -209,7 +209,7 @@ def _shards(path: Path, kind: str, columns: list[str]) -> list[tuple[Path, pa.Ta
         try:
             found.append((file, pq.read_table(file, columns=columns)))
         except (pa.ArrowException, OSError) as error:
-            text = " ".join(str(error).split())[:300]
+            text = one_line(error)
             raise UserError(f"The encoded data file {file} can't be read: {text}") from None
     if not any(len(table) for _, table in found):
         raise UserError(f"The encoded data in {path} has no {kind}: every shard of them is empty.")

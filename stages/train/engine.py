@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -20,15 +20,18 @@ from cluster.errors import UserError
 from cluster.folder import Folder
 from stages.train import flow
 from stages.train.adapters import Adapter, Adapters
-from stages.train.backbones.backbone import HIDDEN_STATES, backbone_of
+from stages.train.backbones.backbone import backbone_of
 from stages.train.backbones.wan import Experts
 from stages.train.data import BatchOrder, EncodedData, SharedOrder
 from stages.train.export import FILES, read_lora, save_lora
+from stages.train.figures import TrainingDiverged, norm_name, reduced
 from stages.train.live import LiveData
 from stages.train.methods import byg, flow_grpo, np_edit, sft, video4edit
-from stages.train.roles import Batch, Draws, Judge, Roles, TextEmbeds, VelocityAndHiddenStates
+from stages.train.roles import Batch, Draws, Judge, Roles, TextEmbeds
+from stages.train.schedule import learning_rate_at
 from stages.train.settings import TrainConfig
 from stages.train.sharding import load_root, run_in
+from stages.train.teacher import with_hidden_states
 
 EXPORTED = "adapter"
 """The folder of a training's artifact that holds what it trained."""
@@ -40,19 +43,6 @@ METHODS: dict[str, ModuleType] = {
     "sft": sft,
     "video4edit": video4edit,
 }
-
-
-class TrainingDiverged(UserError):
-    """A loss or gradient that isn't finite, or too large; with the `step`, `figures` and global `batch`."""
-
-    def __init__(self, step: int, figures: dict[str, float], batch: Batch, bound: float) -> None:
-        bad = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        super().__init__(
-            f"Training stopped at step {step}: a figure isn't finite or the gradient norm is above {bound:g} "
-            f"({bad}). The rows of that step: {', '.join(batch.ids)}. A lower learning rate often helps; the "
-            "bound is stop_gradient_norm."
-        )
-        self.step, self.figures, self.batch = step, figures, batch
 
 
 class Trainer:
@@ -105,7 +95,8 @@ class Trainer:
             judge=judge,
         )
         if networks.teacher is not None:
-            self._add_teacher(networks.teacher)
+            hidden = with_hidden_states(config, self.transformer, networks.teacher, data.grid)
+            self.roles.student_hidden, self.roles.teacher_hidden = hidden
         self.step = 0
         """Steps done."""
         self.history: list[tuple[int, str, float]] = []
@@ -192,43 +183,6 @@ class Trainer:
 
         return velocity
 
-    def _add_teacher(self, teacher: nn.Module) -> None:
-        """Gives the roles the student and the teacher with their hidden states.
-
-        Raises UserError if the two can't be compared.
-        """
-        named = self.config.teacher_model
-        if self.backbone.NAME not in HIDDEN_STATES or backbone_of(named).NAME != self.backbone.NAME:
-            raise UserError(
-                f"{self.config.stage}: model {self.config.model} and teacher_model {named} must both be one of "
-                f"{', '.join(HIDDEN_STATES)}: only these show what their blocks give."
-            )
-        for setting in ("num_layers", "num_attention_heads", "attention_head_dim"):
-            ours, theirs = (network.config.get(setting) for network in (self.transformer, teacher))
-            if ours != theirs:
-                raise UserError(
-                    f"The teacher {named} has a {setting} of {theirs}, the student {self.config.model} one of {ours}: "
-                    f"their hidden states can't be compared. Choose two of one size, --set "
-                    f"{self.config.stage}.teacher_model=..."
-                )
-        try:
-            blocks = self.settings.distilled_blocks(teacher.config.num_layers)
-        except ValueError as error:
-            raise UserError(f"{self.config.stage}.{self.config.method}.blocks: {error}.") from None
-        self.roles.student_hidden = self._with_hidden_states(self.transformer, blocks)
-        self.roles.teacher_hidden = self._with_hidden_states(teacher, blocks)
-
-    def _with_hidden_states(self, transformer: nn.Module, blocks: Sequence[int]) -> VelocityAndHiddenStates:
-        """A network that shows what its blocks give: the student, which is what a step works under, or the teacher."""
-        forward = HIDDEN_STATES[self.backbone.NAME]
-
-        def velocity(
-            x_t: torch.Tensor, t: torch.Tensor, text: TextEmbeds, reference: torch.Tensor | None
-        ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-            return forward(transformer, x_t, t, text, reference, self.data.grid, blocks)
-
-        return velocity
-
     def _network(self, adapter: str | None) -> nn.Module:
         """The transformer that takes a role: the one base, under whichever adapter."""
         return self.transformer
@@ -267,7 +221,7 @@ class Trainer:
 
         self.run(work)
         norms = self._gradient_norms()
-        values = self._reduced(figures) | {_norm_of(name): norm for name, norm in norms.items()}
+        values = reduced(figures, self.world_size) | {norm_name(name): norm for name, norm in norms.items()}
         if not all(map(math.isfinite, values.values())) or max(norms.values()) > config.stop_gradient_norm:
             raise TrainingDiverged(step, values, self.batch(rows), config.stop_gradient_norm)
         with torch.no_grad():
@@ -302,32 +256,8 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """The rate of the next step: it rises over the warm-up, stays, and if asked to falls to 0 at the end."""
-        config = self.config
-        rise = min(1.0, (self.step + 1) / (config.learning_rate_warmup + 1))
-        fall = 1.0
-        if config.learning_rate_decay:
-            num_falling = config.learning_rate_decay * config.num_steps
-            fall = min(1.0, (config.num_steps - self.step) / num_falling)
-            if config.learning_rate_shape == "cosine":
-                fall = (1 - math.cos(math.pi * fall)) / 2
-        return config.learning_rate * rise * fall
-
-    def _reduced(self, figures: dict[str, torch.Tensor]) -> dict[str, float]:
-        """The figures' means over the ranks.
-
-        A rank's loss is a mean over its own rows, so the norms of gradients at its output add up in
-        squares, each rank's part a share of the global mean.
-        """
-        names = sorted(figures)
-        values = torch.stack([figures[name].detach().float() for name in names])
-        if self.world_size > 1:
-            is_norm = torch.tensor([name.startswith("gradient_") for name in names], device=values.device)
-            values = values / self.world_size
-            values = torch.where(is_norm, values.square(), values)
-            dist.all_reduce(values)
-            values = torch.where(is_norm, values.sqrt(), values)
-        return dict(zip(names, values.tolist(), strict=True))
+        """The rate of the next step."""
+        return learning_rate_at(self.step, self.config)
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """All that changes from step to step, by `<part>/<path of the LoRA tensor>`; views, in float32."""
@@ -385,18 +315,3 @@ class Trainer:
             for end, part in self.parts.items():
                 tensors = self.averages["student" + end].tensors
                 save_lora(out.sub(EXPORTED), tensors, config.rank, config.lora_alpha, self.backbone, FILES[part])
-
-
-def _norm_of(adapter: str) -> str:
-    return "gradient_norm" if adapter == "student" else f"gradient_norm_{adapter}"
-
-
-def means(history: list[tuple[int, str, float]], first: int, last: int) -> dict[str, float]:
-    """The mean of each figure over the steps from `first` to `last`."""
-    found: dict[str, list[float]] = {}
-    for step, name, value in reversed(history):
-        if step < first:
-            break
-        if step <= last:
-            found.setdefault(name, []).append(value)
-    return {name: math.fsum(values) / len(values) for name, values in sorted(found.items())}

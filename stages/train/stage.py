@@ -14,35 +14,12 @@ from cluster.dag import Context
 from cluster.errors import UserError
 from cluster.folder import Folder
 from stages.train.backbones.models import model_sources, resolved_model
-from stages.train.settings import (
-    JudgedConfig,
-    TrainByGConfig,
-    TrainByGVideoConfig,
-    TrainConfig,
-    TrainCustomizationConfig,
-    TrainFlowGRPOConfig,
-    TrainNPEditConfig,
-    TrainSFTConfig,
-    TrainVideo4EditConfig,
-)
+from stages.train.settings import JudgedConfig, TrainConfig
 
 if TYPE_CHECKING:
     import torch
 
     from stages.train.engine import Trainer
-
-__all__ = [
-    "TrainByGConfig",
-    "TrainByGVideoConfig",
-    "TrainConfig",
-    "TrainCustomizationConfig",
-    "TrainFlowGRPOConfig",
-    "TrainNPEditConfig",
-    "TrainSFTConfig",
-    "TrainVideo4EditConfig",
-    "train",
-    "train_sources",
-]
 
 
 def train_sources(config: TrainConfig) -> Sequence[str]:
@@ -94,7 +71,8 @@ class TrainRank:
         import torch
 
         from stages.train.checkpoint import Checkpoints
-        from stages.train.engine import METHODS, TrainingDiverged
+        from stages.train.engine import METHODS
+        from stages.train.figures import TrainingDiverged
         from stages.train.live import open_data
 
         config, context = self.config, self.context
@@ -154,7 +132,7 @@ class TrainRank:
         return Preview(trainer, items, METRICS[config.preview_metric], config.num_preview_steps)
 
     def _log(self, trainer: Trainer, figures: dict[str, float], seconds: float) -> None:
-        from stages.train.engine import means
+        from stages.train.figures import means
 
         config, step = self.config, trainer.step
         losses = {name: value for name, value in figures.items() if name.startswith("loss")}
@@ -173,10 +151,11 @@ class TrainRank:
         self.context.log_artifact(self.context.out.local(name), "previews")
 
     def _register(self, figures: dict[str, Any]) -> None:
-        tracker = self.context._get_tracker()
-        if tracker and not self.config.trains_all:  # whole transformers are too large to be stored twice
+        if not self.config.trains_all:  # whole transformers are too large to be stored twice
+            from stages.train.engine import EXPORTED
+
             params = {"method": self.config.method, "rank": self.config.rank, **figures["final"]}
-            tracker.register_adapter(self.context.out.local("adapter"), self.context.stage, params)
+            self.context.register_adapter(self.context.out.local(EXPORTED), params)
 
 
 def new_trainer(config: TrainConfig, data: Any, device: torch.device) -> Trainer:
@@ -235,7 +214,7 @@ def resume(trainer: Trainer, checkpoints: Any, context: Context) -> bool:
 
 def final_figures(trainer: Trainer, config: TrainConfig) -> dict[str, float]:
     """The figures' means over the last twentieth of the steps."""
-    from stages.train.engine import means
+    from stages.train.figures import means
 
     return means(trainer.history, config.num_steps - max(config.num_steps // 20, 1) + 1, config.num_steps)
 

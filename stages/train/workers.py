@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.dag import Context
-from cluster.errors import UserError
+from cluster.errors import UserError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +80,7 @@ def run_ranks(
         try:
             return _attempt(work, num_workers, num_threads, device, context)
         except ray.exceptions.RayActorError as error:
-            text = " ".join(str(error).split())[:300]
+            text = one_line(error)
             if attempt == _MAX_DEATHS:
                 raise UserError(
                     f"Stage {context.stage}: training processes died {_MAX_DEATHS} times. Often memory ran "

@@ -55,12 +55,13 @@ def test_clear_leaves_only_the_lease(folder: Folder):
     assert list(folder.sizes(hidden=True)) == [".lease.json"]
 
 
-def test_directories_go_in_and_come_out(folder: Folder, tmp_path: Path):
+def test_files_go_in_and_come_out(folder: Folder, tmp_path: Path):
     source = tmp_path / "source"
     (source / "sub").mkdir(parents=True)
     (source / "config.json").write_text("{}")
     (source / "sub" / "weights.bin").write_bytes(os.urandom(3_000_000))
-    folder.put_dir(source, "model")
+    for name in ("config.json", "sub/weights.bin"):
+        folder.put_file(source / name, f"model/{name}")
     assert folder.list(recursive=True) == ["model/config.json", "model/sub/weights.bin"]
     local = folder.local("model")
     assert (local / "sub" / "weights.bin").read_bytes() == (source / "sub" / "weights.bin").read_bytes()

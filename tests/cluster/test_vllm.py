@@ -19,7 +19,7 @@ from cluster.chat import ChatReply, ChatRequest
 from cluster.dag import Context
 from cluster.errors import UserError
 from cluster.folder import Folder
-from cluster.vllm import EngineSettings, get_engine
+from cluster.vllm import Engine, EngineSettings, get_engine
 from cluster.vllm_actor import EngineActor
 from cluster.vllm_pool import EnginePool
 from tests.stages.ingest.context import make_context
@@ -112,7 +112,7 @@ def test_a_bad_request_fails_alone(engine: EnginePool, context: Context):
     assert errors["too_large"] == "image: 101x100 pixels are over 10000"
     # the cause itself, and nothing that differs from one process to the next
     assert errors["strip"] == "request: absolute aspect ratio must be smaller than 200, got 450.0"
-    assert errors["long"].startswith("request: ") and "256" in errors["long"]
+    assert errors["long"].endswith(" tokens of words alone don't fit into max_model_len = 256")
     assert replies["truncated"].finish_reason == "length"
     # special tokens in a text are dropped, so they can neither open a picture nor end the turn
     assert replies["first"].text == replies["last"].text == replies["special"].text != ""
@@ -292,6 +292,10 @@ class Server(BaseHTTPRequestHandler):
             self._send(400, {"error": {"message": "prompt is too long"}})
         elif key == "flaky" and self.asked[key] == 1:
             self._send(503, {})
+        elif key == "odd" and self.asked[key] == 1 or key == "always odd":
+            self._send(200, {"detail": "log in first"})
+        elif key == "filtered":
+            self._send(200, {"choices": []})
         else:
             answer = {"schema": body["response_format"]["json_schema"]["schema"], "seed": body.get("seed")}
             choice = {"message": {"content": json.dumps(answer)}, "finish_reason": "stop"}
@@ -308,22 +312,36 @@ class Server(BaseHTTPRequestHandler):
         pass
 
 
-def test_an_endpoint_takes_the_engines_place(tmp_path: Path):
+@pytest.fixture
+def endpoint(tmp_path: Path) -> Iterator[Engine]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/v1"
-    engine = get_engine(
+    Server.asked.clear()
+    yield get_engine(
         EngineSettings(model="some-model", endpoint=url, num_in_flight=2), make_context(tmp_path, "caption")
     )
-    requests = [ask(text, text=text, seed=5) for text in ("good", "too long", "flaky", "also good")]
-    replies = by_key(engine.generate(requests))
     server.shutdown()
     server.server_close()
+
+
+def test_an_endpoint_takes_the_engines_place(endpoint: Engine):
+    requests = [ask(text, text=text, seed=5) for text in ("good", "too long", "flaky", "also good", "odd", "filtered")]
+    replies = by_key(endpoint.generate(requests))
     assert json.loads(replies["good"].text) == {"schema": SCHEMA, "seed": 5}
     assert (replies["good"].prompt_tokens, replies["good"].completion_tokens) == (7, 3)
     assert replies["too long"].error.startswith("request: ") and "too long" in replies["too long"].error
     assert replies["flaky"].error is None and Server.asked["flaky"] == 2
-    assert len(replies) == 4
+    assert replies["odd"].error is None and Server.asked["odd"] == 2
+    assert replies["filtered"].error == "request: the answer has no choices"
+    assert len(replies) == 6
+
+
+def test_an_endpoint_that_answers_something_else_is_explained(endpoint: Engine, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("cluster.endpoint.time.sleep", lambda seconds: None)
+    told = "failed 5 times at one request: its answer is no chat completion .*log in first.* Run the same command again"
+    with pytest.raises(UserError, match=told):
+        by_key(endpoint.generate([ask("always odd", text="always odd")]))
 
 
 def test_a_silent_endpoint_is_explained(tmp_path: Path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster import record
+from cluster.config import read_profile
 from cluster.dag import Stage
 from cluster.folder import Folder
 from cluster.lease import this_process
@@ -110,11 +111,28 @@ def test_a_need_that_the_settings_do_not_use_is_not_made(place, capsys):
     assert "'squares' isn't used by profile 'some'" in capsys.readouterr().err
 
 
-def test_the_shipped_profiles_fit_the_pipeline(capsys):
+def _leaves(values, prefix=""):
+    """The keys of nested settings, joined by dots, with their values."""
+    for key, value in values.items():
+        yield from _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+
+
+def _is_download(key, value):
+    return key.rpartition(".")[2] in ("source", "weights", "head") and str(value).startswith(("data/", "models/"))
+
+
+def test_the_shipped_profiles_fit_the_pipeline(capsys, tmp_path):
     from pipelines.full import STAGES as full
 
+    file = tmp_path / "download.safetensors"  # in place of what has to be downloaded: benchmarks, weights
+    file.write_bytes(b"")
+    downloads = {"source": tmp_path, "weights": file, "head": file}
     for profile in sorted((REPOSITORY / "pipelines" / "profiles").glob("*.yaml")):
-        arguments = ("--profile", str(profile), "--dry-run")
+        values = read_profile(profile).values
+        given = [
+            f"{key}={downloads[key.rpartition('.')[2]]}" for key, value in _leaves(values) if _is_download(key, value)
+        ]
+        arguments = ("--profile", str(profile), "--dry-run", *(("--set", *given) if given else ()))
         assert cli.main(full, arguments, default_targets=("report",), tracked=False) == 0, profile
         names = {line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]}
         target = profile.stem.replace("-", "_") if profile.stem.startswith("ablation") else "report"

@@ -13,9 +13,9 @@ CLIPS = {
 }  # fmt: skip
 
 
-def made(profile: str, *settings: str) -> set[str]:
+def made(profile: str, *settings: str, targets: tuple[str, ...] = ()) -> set[str]:
     found = read_profile(find_profile(profile, PROFILES))
-    targets = found.targets or ("report",)
+    targets = targets or found.targets or ("report",)
     stages = leading_to(STAGES, targets)
     values = apply_settings(found.values, settings)
     configs = build_configs({stage.name: stage.config for stage in ordered(stages)}, values)
@@ -43,6 +43,15 @@ def test_a_profile_may_have_both_and_methods_without_training_need_none():
     assert both >= CLIPS | {"train_byg", "caption", "edit", "evaluate"}
     untrained = made("byg-video", "edit_video.methods=[copy,sdedit]")
     assert untrained == {"video_benchmark", "video_validation", "edit_video", "evaluate_video", "report"}
+    settled = made("byg-video", "edit_video.methods=[copy,sdedit]", "edit_video.sdedit_strengths=[0.6]")
+    assert settled == untrained - {"video_validation"}
+
+
+@pytest.mark.parametrize("kind", ["", "_video", "_customization"])
+def test_one_kind_of_edits_may_be_the_target(kind, tmp_path):
+    (tmp_path / "one.yaml").write_text(f"edit{kind}: {{methods: [copy]}}")
+    wanted = {f"{kind}_benchmark".removeprefix("_"), f"edit{kind}", f"evaluate{kind}"}
+    assert made(str(tmp_path / "one.yaml"), targets=(f"evaluate{kind}",)) == wanted
 
 
 def test_real_data_take_the_place_of_made_up_ones():
@@ -56,12 +65,26 @@ def test_real_data_take_the_place_of_made_up_ones():
 
 def test_benchmarks_on_disk_take_the_place_of_the_scene_worlds():
     others = made("np-edit", "ingest_benchmark.source=/data/gedit", "edit.methods=[]", "edit.folders.x.path=/data/x")
-    assert others == {"ingest_benchmark", "validation", "edit", "evaluate", "report"}
+    assert others == {"ingest_benchmark", "edit", "evaluate", "report"}
     one = made("starter", "ingest_customization_benchmark.source=/data/dreambooth")
     assert "ingest_customization_benchmark" in one and "customization_benchmark" not in one
     assert {"benchmark", "video_benchmark"} <= one
     clips = made("byg-video", "ingest_video_benchmark.source=/data/videos")
     assert "ingest_video_benchmark" in clips and "video_benchmark" not in clips
+
+
+@pytest.mark.parametrize(
+    ("profile", "stages"),
+    [
+        ("gedit", {"ingest_benchmark", "edit", "evaluate"}),
+        ("imgedit", {"ingest_benchmark", "edit", "evaluate"}),
+        ("long-tail", {"ingest_benchmark", "edit", "evaluate"}),
+        ("dreambooth", {"ingest_customization_benchmark", "edit_customization", "evaluate_customization"}),
+        ("video-style", {"ingest_video_benchmark", "edit_video", "evaluate_video"}),
+    ],
+)
+def test_a_benchmarks_profile_trains_nothing(profile, stages):
+    assert made(profile) == stages | {"report"}
 
 
 def test_np_edit_learns_from_its_own_proposals_where_the_profile_says_so():

@@ -1,0 +1,1 @@
+"""One object, and settings to show it in (NP-Edit)."""

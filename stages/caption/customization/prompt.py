@@ -6,10 +6,10 @@ The words are text files in a folder per version (`v1/`): changing a word is a n
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import pathlib
 from typing import Any
+
+from stages.caption.prompt_files import hash_words, read_words
 
 PROMPT_VERSION = "v1"
 OBJECT_FIELDS = ("reason", "is_unique", "object")
@@ -18,15 +18,14 @@ NUM_BACKGROUNDS = 3
 _FOLDER = pathlib.Path(__file__).parent / PROMPT_VERSION
 
 
-@functools.cache
 def _text(name: str) -> str:
-    return (_FOLDER / name).read_text(encoding="utf-8").strip()
+    return read_words(_FOLDER, name)
 
 
 def prompt_hash() -> str:
     """Identifies the words of the prompts: sha256 of its files, 16 hex digits."""
     names = ("object.txt", "example.txt", "backgrounds.txt")
-    return hashlib.sha256("\0".join(map(_text, names)).encode()).hexdigest()[:16]
+    return hash_words(map(_text, names))
 
 
 def object_text(has_example: bool = False) -> str:

@@ -10,20 +10,11 @@ from pydantic import Field, field_validator
 
 from cluster.artifacts import Artifact
 from cluster.dag import Context
-from cluster.errors import UserError
+from cluster.errors import UserError, one_line
 from cluster.folder import Folder
 from stages.caption.answers import ReadingRule, field_rules, read_fields
-from stages.caption.asking import (
-    Asked,
-    Asking,
-    AskingConfig,
-    Call,
-    Conversation,
-    Reading,
-    ask,
-    asking_sources,
-    with_outcome,
-)
+from stages.caption.asking import Asked, Asking, AskingConfig, asking_sources, with_outcome
+from stages.caption.conversation import Call, Conversation, Reading
 from stages.caption.customization import prompt
 from stages.caption.customization.rules import (
     ObjectRule,
@@ -35,6 +26,7 @@ from stages.caption.customization.rules import (
 from stages.caption.order import ordered
 from stages.caption.stage import read_samples
 from stages.caption.words import plain_name
+from stages.caption.work import ask
 
 EDIT_TYPE = "customization"
 CUSTOMIZATION_SCHEMA = with_outcome(
@@ -120,7 +112,7 @@ def _read_example(path: str) -> bytes:
     try:
         return Folder(path).read_bytes("")
     except OSError as error:
-        raise UserError(f"customize.example: {path} can't be read: {' '.join(str(error).split())}") from None
+        raise UserError(f"customize.example: {path} can't be read: {one_line(error)}") from None
 
 
 def _conversation(image: bytes, example: bytes | None, config: CustomizeConfig) -> Conversation:

@@ -1,0 +1,1 @@
+"""Edit tuples of pictures (ByG)."""

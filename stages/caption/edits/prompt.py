@@ -7,11 +7,11 @@ that a parsed row must keep are in `rules.py`.
 from __future__ import annotations
 
 import functools
-import hashlib
 import pathlib
 from collections.abc import Sequence
 
 from stages.caption.answers import read_fields
+from stages.caption.prompt_files import hash_words, read_words
 
 PROMPT_VERSION = "v1"
 FIELDS = ("edit_type", "src_caption", "instruction", "tgt_caption", "reverse_instruction")
@@ -21,9 +21,8 @@ MAX_INSTRUCTION_LENGTH = 240
 _FOLDER = pathlib.Path(__file__).parent / PROMPT_VERSION
 
 
-@functools.cache
 def _text(name: str) -> str:
-    return (_FOLDER / name).read_text(encoding="utf-8").strip()
+    return read_words(_FOLDER, name)
 
 
 @functools.cache
@@ -41,7 +40,7 @@ def styles() -> tuple[str, ...]:
 def prompt_hash() -> str:
     """Identifies the words of the prompt: sha256 of its files, 16 hex digits."""
     names = ("prompt.txt", "edit_types.txt", "styles.txt")
-    return hashlib.sha256("\0".join(_text(name) for name in names).encode()).hexdigest()[:16]
+    return hash_words(map(_text, names))
 
 
 def prompt_text(offered_types: Sequence[str], target_styles: Sequence[str] | None = None) -> str:

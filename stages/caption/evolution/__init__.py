@@ -1,0 +1,1 @@
+"""How a picture becomes its edit (Video4Edit)."""

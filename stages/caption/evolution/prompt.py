@@ -6,9 +6,10 @@ The words are text files in a folder per version (`v1/`): changing a word is a n
 from __future__ import annotations
 
 import functools
-import hashlib
 import pathlib
 from typing import Any
+
+from stages.caption.prompt_files import hash_words, read_words
 
 PROMPT_VERSION = "v1"
 FIELDS = ("evolution_caption",)
@@ -16,9 +17,8 @@ FIELDS = ("evolution_caption",)
 _FOLDER = pathlib.Path(__file__).parent / PROMPT_VERSION
 
 
-@functools.cache
 def _text(name: str) -> str:
-    return (_FOLDER / name).read_text(encoding="utf-8").strip()
+    return read_words(_FOLDER, name)
 
 
 @functools.cache
@@ -30,7 +30,7 @@ def edit_types() -> dict[str, str]:
 def prompt_hash() -> str:
     """Identifies the words of the prompts: sha256 of its files, 16 hex digits."""
     names = ("prompt.txt", "edit_types.txt", "polish.txt")
-    return hashlib.sha256("\0".join(_text(name) for name in names).encode()).hexdigest()[:16]
+    return hash_words(map(_text, names))
 
 
 def prompt_text(instruction: str, edit_type: str) -> str:

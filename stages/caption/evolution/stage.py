@@ -15,23 +15,14 @@ from cluster.artifacts import Artifact
 from cluster.dag import Context
 from cluster.errors import UserError
 from stages.caption.answers import ReadingRule, field_rules, read_fields
-from stages.caption.asking import (
-    Asked,
-    Asking,
-    AskingConfig,
-    Call,
-    Conversation,
-    Dropped,
-    Reading,
-    ask,
-    asking_sources,
-    with_outcome,
-)
+from stages.caption.asking import Asked, Asking, AskingConfig, asking_sources, with_outcome
+from stages.caption.conversation import Call, Conversation, Dropped, Reading
 from stages.caption.evolution import prompt
 from stages.caption.evolution.rules import PolishRule, ProcessRule, check_polish, check_process
 from stages.caption.order import ordered
 from stages.caption.rows import StoredRows
 from stages.caption.rule import Rule
+from stages.caption.work import ask
 
 EVOLUTION_SCHEMA = with_outcome(
     [

@@ -1,0 +1,1 @@
+"""Edits of a picture, proposed and then verified (NP-Edit)."""

@@ -8,7 +8,6 @@ are those of edit tuples.
 from __future__ import annotations
 
 import functools
-import hashlib
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from stages.caption.edits import prompt as edits_prompt
+from stages.caption.prompt_files import hash_words, read_words
 
 PROMPT_VERSION = "v1"
 NUM_PROPOSALS = 4
@@ -26,9 +26,8 @@ _FOLDER = pathlib.Path(__file__).parent / PROMPT_VERSION
 _FILES = ("propose.txt", "examples.txt", "good_examples.txt", "bad_examples.txt", "verify.txt", "caption.txt")
 
 
-@functools.cache
 def _text(name: str) -> str:
-    return (_FOLDER / name).read_text(encoding="utf-8").strip()
+    return read_words(_FOLDER, name)
 
 
 @functools.cache
@@ -51,7 +50,7 @@ def choose_examples(edit_types: Sequence[str], seed: int) -> dict[str, str]:
 def prompt_hash() -> str:
     """Identifies the words of the prompts: sha256 of all files, 16 hex digits."""
     shared = (*edits_prompt.edit_types().values(), *edits_prompt.styles())
-    return hashlib.sha256("\0".join([*map(_text, _FILES), *shared]).encode()).hexdigest()[:16]
+    return hash_words([*map(_text, _FILES), *shared])
 
 
 def proposal_text(edit_types: Sequence[str], examples: Mapping[str, str] | None = None) -> str:

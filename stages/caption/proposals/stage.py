@@ -14,19 +14,8 @@ from cluster.artifacts import Artifact
 from cluster.chat import request_seed
 from cluster.dag import Context
 from stages.caption.answers import ReadingRule, checked_fields, field_rules, read_fields, without_thinking
-from stages.caption.asking import (
-    Asked,
-    Asking,
-    AskingConfig,
-    Call,
-    Conversation,
-    Dropped,
-    Reading,
-    Refused,
-    ask,
-    asking_sources,
-    with_outcome,
-)
+from stages.caption.asking import Asked, Asking, AskingConfig, asking_sources, with_outcome
+from stages.caption.conversation import Call, Conversation, Dropped, Reading, Refused
 from stages.caption.edits import prompt as edits_prompt
 from stages.caption.offers import offer_evenly, shard_seed
 from stages.caption.order import ordered
@@ -41,6 +30,7 @@ from stages.caption.proposals.rules import (
 )
 from stages.caption.stage import read_samples
 from stages.caption.words import plain_name
+from stages.caption.work import ask
 
 PROPOSALS_SCHEMA = with_outcome(
     [

@@ -1,0 +1,1 @@
+"""Captions and clips whose style is to be changed (ByG on video)."""

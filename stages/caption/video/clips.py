@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from cluster.errors import one_line
+
 MAX_FRAMES = 1000
 MAX_PIXELS = 200_000_000  # of all frames together: 81 frames of 1080p are 168 million
 MAX_BYTES = 1_000_000_000
@@ -36,7 +38,7 @@ def even_frames(clip: bytes | None, num_frames: int) -> list[bytes]:
             ends = list(itertools.accumulate(_duration(image, index) for index in range(num_stored)))
             return [_frame(image, index) for index in seen_at_even_moments(ends, num_frames)]
     except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from None
+        raise ValueError(one_line(error, 200)) from None
 
 
 def seen_at_even_moments(ends: Sequence[int], num: int) -> list[int]:

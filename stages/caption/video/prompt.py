@@ -6,11 +6,11 @@ The words are text files in a folder per version (`v1/`): changing a word is a n
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any
+
+from stages.caption.prompt_files import hash_words, read_words
 
 PROMPT_VERSION = "v1"
 FIELDS = ("caption",)
@@ -18,14 +18,13 @@ FIELDS = ("caption",)
 _FOLDER = pathlib.Path(__file__).parent / PROMPT_VERSION
 
 
-@functools.cache
 def _text(name: str) -> str:
-    return (_FOLDER / name).read_text(encoding="utf-8").strip()
+    return read_words(_FOLDER, name)
 
 
 def prompt_hash() -> str:
     """Identifies the words of the prompts: sha256 of its files, 16 hex digits."""
-    return hashlib.sha256("\0".join(map(_text, ("clean.txt", "verify.txt"))).encode()).hexdigest()[:16]
+    return hash_words(map(_text, ("clean.txt", "verify.txt")))
 
 
 def clean_text(caption: str) -> str:

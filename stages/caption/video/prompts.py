@@ -16,23 +16,14 @@ from cluster.config import StageConfig
 from cluster.dag import Context
 from cluster.errors import UserError
 from stages.caption.answers import ReadingRule, field_rules, read_fields
-from stages.caption.asking import (
-    Asked,
-    Asking,
-    AskingConfig,
-    Call,
-    Conversation,
-    Dropped,
-    Reading,
-    ask,
-    asking_sources,
-    with_outcome,
-)
+from stages.caption.asking import Asked, Asking, AskingConfig, asking_sources, with_outcome
+from stages.caption.conversation import Call, Conversation, Dropped, Reading
 from stages.caption.offers import shard_seed
 from stages.caption.order import ordered
 from stages.caption.rows import StoredRows
 from stages.caption.video import prompt
 from stages.caption.video.rules import CleanRule, check_clean
+from stages.caption.work import ask
 
 PROMPTS_SCHEMA = with_outcome(
     [

@@ -15,27 +15,18 @@ from pydantic import Field, model_validator
 
 from cluster.artifacts import Artifact
 from cluster.dag import Context
-from cluster.errors import UserError
+from cluster.errors import UserError, one_line
 from cluster.folder import Folder
 from cluster.vllm import EngineSettings
 from stages.caption.answers import ReadingRule, read_yes_or_no
-from stages.caption.asking import (
-    Asked,
-    Asking,
-    AskingConfig,
-    Call,
-    Conversation,
-    Dropped,
-    Reading,
-    ask,
-    asking_sources,
-    with_outcome,
-)
+from stages.caption.asking import Asked, Asking, AskingConfig, asking_sources, with_outcome
+from stages.caption.conversation import Call, Conversation, Dropped, Reading
 from stages.caption.order import ordered
 from stages.caption.rows import StoredRows
 from stages.caption.rule import Rule
 from stages.caption.video import prompt
 from stages.caption.video.clips import even_frames
+from stages.caption.work import ask
 
 VERIFIED_SCHEMA = with_outcome([("caption_id", pa.string()), ("style", pa.string()), ("decided_by", pa.string())])
 _WORDS = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
@@ -141,7 +132,7 @@ def read_overrides(path: str, known: Sequence[str]) -> dict[str, bool]:
         lines = csv.DictReader(io.StringIO(Folder(path).read_bytes("").decode("utf-8-sig")))
         rows = list(lines)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"verify_clips.overrides: {path} can't be read: {' '.join(str(error).split())}") from None
+        raise UserError(f"verify_clips.overrides: {path} can't be read: {one_line(error)}") from None
     if not {"caption_id", "keep"} <= set(lines.fieldnames or ()):
         raise UserError(f"verify_clips.overrides: the first line of {path} must be caption_id,keep.")
     ids, found = set(known), {}

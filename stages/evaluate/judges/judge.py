@@ -120,9 +120,13 @@ class Judge(Protocol):
         """What follows from the columns of all calls; empty where one of them is missing."""
 
 
-def why_unread(reply: ChatReply, reason: str) -> str:
-    """The reason why words can't be read: `truncated` where the answer was cut off."""
-    return "truncated" if reply.finish_reason == "length" else reason
+def cut_off(reply: ChatReply) -> str | None:
+    """Why a reply in words is no answer because of its end: what a cut-off one says may be a draft of the model's
+    thoughts, whose beginning stands in the prompt with some models.
+    """
+    if reply.finish_reason != "length":
+        return None
+    return "truncated while thinking" if "<think>" in reply.text.rsplit("</think>", 1)[-1] else "truncated"
 
 
 def image_part(data: bytes) -> dict[str, Any]:

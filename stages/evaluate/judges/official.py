@@ -11,7 +11,8 @@ from cluster.folder import Folder
 from stages.evaluate.judges.imgedit.judge import EDIT_TYPES
 from stages.evaluate.judges.judge import Prompts, sha256
 
-VIESCORE_PLACES = ("vie_prompts.py", "viescore/vie_prompts.py")  # TIGER-AI-Lab/VIEScore, and the copy in GEdit-Bench
+# TIGER-AI-Lab/VIEScore, and the copy in the GEdit-Bench folder of stepfun-ai/Step1X-Edit
+VIESCORE_PLACES = ("vie_prompts.py", "viescore/vie_prompts.py", "GEdit-Bench/viescore/vie_prompts.py")
 IMGEDIT_PLACES = ("prompts.json", "Basic/prompts.json", "Benchmark/Basic/prompts.json")  # PKU-YuanGroup/ImgEdit
 CONTEXT, QUALITY_RULE = "_context_no_delimit", "_prompts_0shot_rule_PQ"
 EDIT_RULES = ("_prompts_0shot_two_image_edit_rule", "_prompts_0shot_tie_rule_SC")

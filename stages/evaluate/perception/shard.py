@@ -11,11 +11,9 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.folder import Folder
-from stages.evaluate.metrics import num_clip_frames
 from stages.evaluate.perception.measures import EditToSee, Perception
 from stages.evaluate.perception.settings import PerceptionSettings
-from stages.evaluate.tables import Benchmark, EditsFile, pairs, read_image
-from stages.train.backbones.clip_files import read_clip
+from stages.evaluate.tables import Benchmark, EditsFile, pairs, read_clips, read_image
 
 NAMES = ("item_id", "method", "unscored")
 
@@ -29,6 +27,8 @@ class PerceiveShard:
     settings: PerceptionSettings
     schema: pa.Schema
     out: Folder
+    num_frames: int | None = None
+    """Of the benchmark's clips: their files have alike neighbours as one."""
 
     def __call__(self, shard: str) -> None:
         rows: list[dict[str, Any]] = []
@@ -58,10 +58,7 @@ class PerceiveShard:
         texts = {name: item.get(name) or "" for name in ("src_caption", "tgt_caption")}
         texts["noun"] = noun_of(item, self.settings.segmenter.noun_keys) if self.settings.segmenter else ""
         if item.get("clip"):
-            given = (item["clip"], edit.get("clip"))
-            num_frames = num_clip_frames(item["metadata"]) or max(len(read_clip(data)) for data in given)
-            source, edited = (read_clip(data, num_frames) for data in given)
-            return EditToSee(source, edited, **texts)
+            return EditToSee(*read_clips(item, edit, self.num_frames), **texts)
         return EditToSee([read_image(item["image"])], [read_image(edit["image"] or b"")], **texts)
 
     def _measured(self, edits: Sequence[tuple[dict[str, Any], EditToSee]]) -> Iterator[dict[str, Any]]:

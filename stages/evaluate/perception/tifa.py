@@ -46,7 +46,9 @@ def read_question_file(path: str, stage: str) -> dict[str, tuple[Question, ...]]
     questions = {}
     for item_id, given in items.items():
         try:
-            questions[item_id] = tuple(_question(question) for question in given or ())
+            if not isinstance(given, list):
+                raise ValueError(f"it has {str(given)[:80]!r} for questions, which is no list")
+            questions[item_id] = tuple(_question(question) for question in given)
         except ValueError as error:
             raise UserError(f"{path}: item {item_id!r}: {error}. Repair it.") from None
     return questions

@@ -49,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _long_tail(arguments: argparse.Namespace) -> None:
     photos, stylized = Folder(arguments.photos), Folder(arguments.stylized)
+    for name, folder in (("photos", photos), ("stylized", stylized)):
+        if not _files(folder, IMAGE_SUFFIXES):
+            raise UserError(f"--{name}: {folder.url} holds no pictures ({', '.join(IMAGE_SUFFIXES)}).")
     chosen = _files(photos, IMAGE_SUFFIXES)
     places = {f"photos/{name}": (photos, name) for name in chosen}
     by_style = {}
@@ -71,6 +74,8 @@ def _video_style(arguments: argparse.Namespace) -> None:
     places, sorted_videos = {}, {}
     for origin in ("real", "generated"):
         folder = Folder(getattr(arguments, origin))
+        if not _files(folder, (".mp4",)):
+            raise UserError(f"--{origin}: {folder.url} holds no videos (.mp4).")
         sorted_videos[origin] = {}
         for style in folder.subfolders():
             names = [f"{style}/{name}" for name in _files(folder.sub(style), (".mp4",))]
@@ -85,14 +90,19 @@ def _files(folder: Folder, suffixes: tuple[str, ...]) -> list[str]:
 
 
 def _captions(places: Mapping[str, tuple[Folder, str]]) -> dict[str, str]:
-    """What NAME.txt says, by the name of its picture."""
+    """What NAME.txt says, by the name of its picture. Raises UserError if one isn't UTF-8 or is too long."""
     captions = {}
     for name, (folder, file) in places.items():
         text = f"{posixpath.splitext(file)[0]}.txt"
         if folder.exists(text):
             with folder.open(text) as stream:
-                data = stream.read(MAX_CAPTION_BYTES)
-            captions[name] = " ".join(data.decode("utf-8", errors="replace").split())
+                data = stream.read(MAX_CAPTION_BYTES + 1)
+            if len(data) > MAX_CAPTION_BYTES:
+                raise UserError(f"{folder.path(text)} has over {MAX_CAPTION_BYTES} bytes. Is it a caption?")
+            try:
+                captions[name] = " ".join(data.decode("utf-8").split())
+            except UnicodeDecodeError as error:
+                raise UserError(f"{folder.path(text)} isn't UTF-8 (byte {error.start}). Save it as UTF-8.") from None
     return captions
 
 

@@ -41,7 +41,7 @@ class DreamBoothSettings(BaseModel):
 def list_dreambooth(folder: Folder, settings: DreamBoothSettings) -> Listing:
     """An item for each subject and prompt; an id is `subject/picture/number of the prompt`, 00 to 24.
 
-    Raises UserError: there is no list of prompts and classes, it isn't of the known form, or a subject lacks pictures.
+    Raises UserError: there is no list of prompts and classes, or it isn't of the known form.
     """
     folder = next((place for place in (folder, folder.sub("dataset")) if place.exists(PROMPTS_FILE)), folder)
     if not folder.exists(PROMPTS_FILE):
@@ -51,16 +51,19 @@ def list_dreambooth(folder: Folder, settings: DreamBoothSettings) -> Listing:
     place = folder.path(PROMPTS_FILE)
     with folder.open(PROMPTS_FILE) as stream:
         classes, prompts = read_prompts(stream.read(MAX_TEXT_BYTES).decode("utf-8", errors="replace"), place)
-    items = []
+    items, problems = [], []
     for subject, class_name in classes.items():
         names = [name for name in folder.sub(subject).list() if name.lower().endswith(IMAGE_SUFFIXES)]
-        if not NUM_PICTURES[0] <= len(names) <= NUM_PICTURES[1]:
-            raise UserError(
-                f"{folder.path(subject)} holds {len(names)} pictures; a subject has {NUM_PICTURES[0]} to "
-                f"{NUM_PICTURES[1]}. Check out google/dreambooth anew."
+        stems = [name.rpartition(".")[0] for name in names]
+        numbered = [f"{index:02d}" for index in range(len(names))]
+        if stems != numbered or not NUM_PICTURES[0] <= len(names) <= NUM_PICTURES[1]:
+            problems.append(
+                f"{subject} holds {', '.join(names) or 'no pictures'}; a subject has {NUM_PICTURES[0]} to "
+                f"{NUM_PICTURES[1]}, numbered from 00.jpg on"
             )
         kind = "live" if class_name in LIVE_CLASSES else "object"
-        name = names[settings.reference]
+        wanted = f"{settings.reference:02d}"
+        name = next((name for name, stem in zip(names, stems, strict=True) if stem == wanted), f"{wanted}.jpg")
         for number, template in enumerate(prompts[kind]):
             prompt = " ".join(template.replace("{0}", "").replace("{1}", class_name).split())
             metadata = {"benchmark": "dreambooth", "subject": subject, "class": class_name, "reference": name}
@@ -75,7 +78,7 @@ def list_dreambooth(folder: Folder, settings: DreamBoothSettings) -> Listing:
                     metadata=metadata | {"prompt": prompt, "num_references": len(names)},
                 )
             )
-    return Listing(folder, items, published("dreambooth"), num_sources=len(classes))
+    return Listing(folder, items, published("dreambooth"), num_sources=len(classes), problems=problems)
 
 
 def read_prompts(text: str, place: str) -> tuple[dict[str, str], dict[str, list[str]]]:

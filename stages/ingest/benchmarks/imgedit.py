@@ -45,7 +45,7 @@ def list_imgedit(folder: Folder, settings: ImgEditSettings) -> Listing:
         edit_type = RENAMED.get(entry["edit_type"], entry["edit_type"])
         file = posixpath.join(root, entry["id"])
         metadata = {"benchmark": "imgedit", "key": key, "id": entry["id"]}
-        items.append(Listed(key, edit_type, entry["prompt"].strip(), file, metadata=metadata))
+        items.append(Listed(key, edit_type, entry["prompt"], file, metadata=metadata))
     return Listing(folder, items, published("imgedit"), num_sources=len({item.file for item in items}))
 
 
@@ -86,7 +86,8 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _entry(place: str, key: str, value: Any) -> dict[str, str]:
     fields = ("id", "prompt", "edit_type")
-    if not isinstance(value, dict) or not all(isinstance(value.get(field), str) and value[field] for field in fields):
+    texts = [value.get(field) for field in fields] if isinstance(value, dict) else []
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise UserError(f"{place}: entry {key!r} lacks one of {', '.join(fields)}. Get the file anew.")
     if not plain_path(value["id"]) or not plain_path(key) or "/" in key:
         raise UserError(f"{place}: entry {key!r} names the picture {value['id']!r}, which is no path within a folder.")

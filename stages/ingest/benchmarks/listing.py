@@ -64,7 +64,8 @@ class Published:
 class Listing:
     """All items of a copy; `published` is what it should hold, `column` the pictures' column where they are in tables.
 
-    `num_sources`: of different pictures, as far as they can be told apart by their names.
+    `num_sources`: of different pictures, as far as they can be told apart by their names. `problems`: what the reader
+    has seen to be wrong with the copy, beside its counts.
     """
 
     folder: Folder
@@ -72,6 +73,7 @@ class Listing:
     published: Published | None
     column: str = ""
     num_sources: int | None = None
+    problems: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,4 +150,4 @@ def _differences(listing: Listing, found: Mapping[str, int], trial: int | None) 
         problems.append(f"{num_items} of {wanted.num_items} items")
     if trial is None and listing.num_sources is not None and wanted.num_sources not in (None, listing.num_sources):
         problems.append(f"{listing.num_sources} of {wanted.num_sources} source pictures")
-    return problems
+    return problems + (list(listing.problems) if trial is None else [])

@@ -148,7 +148,7 @@ class ReadItems:
             by_row = {item.row: item for item in items}
             for row, values in parquet_rows(self.listing.folder, file, by_row, [self.listing.column]):
                 raw = raw_image(values, self.listing.column, max_file_bytes(self.config.max_pixels))
-                yield by_row[row], self._picture(raw)
+                yield by_row[row], self._picture(raw, f"{file}, row {row}")
             return
         read = self._clip(file) if isinstance(self.config, IngestVideoBenchmarkConfig) else self._picture_file(file)
         for item in items:
@@ -161,16 +161,17 @@ class ReadItems:
                 data = stream.read(max_bytes + 1)
         except OSError as error:
             return _unopened(file, error)
-        return self._picture(RawImage(data, {}) if len(data) <= max_bytes else RawImage(None, {}, "too large"))
+        too_large = RawImage(None, {}, f"too large: over {max_bytes} bytes")
+        return self._picture(RawImage(data, {}) if len(data) <= max_bytes else too_large, file)
 
-    def _picture(self, raw: RawImage) -> dict[str, Any] | str:
+    def _picture(self, raw: RawImage, place: str) -> dict[str, Any] | str:
         """The picture's own bytes where they show as they are, else as PNG: upright, on white, reduced."""
         try:
             if raw.data is None:
                 raise UndecodableImage(raw.reason)
             image = shrink(decode_image(raw.data, self.config.max_pixels), self.config.resize)
         except UndecodableImage as error:
-            return str(error)
+            return f"{error} ({place})"
         data = raw.data if _shows_as(raw.data, image) else encode_png(image)
         return {"source_id": content_id(image), "image": data}
 
@@ -183,7 +184,7 @@ class ReadItems:
                     config.max_pixels,
                 )  # fmt: skip
         except UnusableVideo as error:
-            return str(error)
+            return f"{error} ({file})"
         except OSError as error:
             return _unopened(file, error)
         clip = write_clip(frames, config.frames_per_second)

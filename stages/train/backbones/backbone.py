@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
 
-from cluster.errors import UserError
+from cluster.errors import UserError, one_line
 from stages.train.backbones import flux, sd3, wan, wan_i2v
 from stages.train.backbones.models import resolved_model
 from stages.train.backbones.pictures import Picture
@@ -109,7 +109,7 @@ def backbone_of(model: str, setting: str = "model") -> Backbone:
     try:
         name = DiffusionPipeline.load_config(resolved_model(model)).get("_class_name")
     except (OSError, ValueError) as error:
-        text = " ".join(str(error).split())[:300]
+        text = one_line(error)
         raise UserError(f"{model}/model_index.json can't be read ({text}). {advice}") from error
     if name not in BACKBONES:
         raise UserError(f"{model}/model_index.json names the pipeline {name}, which has no backbone here. {advice}")
@@ -138,7 +138,7 @@ def loading(model: str, setting: str) -> Iterator[Backbone]:
     try:
         yield backbone
     except (OSError, ValueError) as error:
-        text, pipeline = " ".join(str(error).split())[:300], backbone.PIPELINE.__name__
+        text, pipeline = one_line(error), backbone.PIPELINE.__name__
         raise UserError(
             f"{model} can't be loaded as a {pipeline} ({text}). Name a folder that "
             f"{pipeline}.save_pretrained made, or a hub id, with --set {setting}=..."

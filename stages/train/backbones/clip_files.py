@@ -9,19 +9,27 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from cluster.errors import one_line
+
 FRAME_MILLISECONDS = 160
 MAX_PIXELS = 200_000_000  # of all frames of a clip together
 
 
-def write_clip(frames: Sequence[Image.Image]) -> bytes:
-    """The frames as a lossless animated WebP; the format keeps neighbours that are alike as one frame that lasts."""
+def write_clip(frames: Sequence[Image.Image], seconds: float | None = None) -> bytes:
+    """The frames as a lossless animated WebP; the format keeps neighbours that are alike as one frame that lasts.
+
+    `seconds`: how long they last together, to the millisecond; None: FRAME_MILLISECONDS each.
+    """
+    num_frames = len(frames)
+    total = FRAME_MILLISECONDS * num_frames if seconds is None else 1000 * seconds
+    edges = [round(total * index / num_frames) for index in range(num_frames + 1)]
     buffer = io.BytesIO()
     frames[0].save(
         buffer,
         "WEBP",
         save_all=True,
         append_images=list(frames[1:]),
-        duration=FRAME_MILLISECONDS,
+        duration=[after - before for before, after in itertools.pairwise(edges)],
         loop=0,
         lossless=True,
     )
@@ -47,7 +55,7 @@ def read_clip(data: bytes | None, num_frames: int | None = None) -> list[Image.I
     try:
         opened = Image.open(io.BytesIO(data or b""), formats=("PNG", "JPEG", "WEBP"))
     except Image.DecompressionBombError as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        raise ValueError(one_line(error)) from None
     with opened as image:
         num_stored = getattr(image, "n_frames", 1)
         num_pixels = image.width * image.height * max(num_stored, num_frames or 1)

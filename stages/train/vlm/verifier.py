@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
-from cluster.errors import UserError
+from cluster.errors import UserError, one_line
 from stages.train.vlm.preprocessing import model_inputs, pixel_settings
 
 
@@ -22,7 +22,7 @@ def load_verifier(model: str, device: str, dtype: torch.dtype) -> Verifier:
         )
         return Verifier(network.to(device), processor)
     except (OSError, ValueError, KeyError) as error:
-        text = " ".join(str(error).split())[:300]
+        text = one_line(error)
         raise UserError(
             f"{model} can't verify edits as a vision-language model ({text}): name a folder with a Qwen2-VL, "
             "Qwen2.5-VL, Qwen3-VL or LLaVA-OneVision model, its processor and its weights as safetensors."

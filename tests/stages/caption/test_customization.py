@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from cluster.errors import UserError
-from stages.caption import asking
+from stages.caption import work
 from stages.caption.customization import prompt
 from stages.caption.customization.rules import check_object, check_settings
 from stages.caption.customization.stage import (
@@ -16,7 +16,7 @@ from stages.caption.customization.stage import (
     customize_sources,
 )
 from stages.caption.words import plain_name
-from stages.encode.stage import tuple_rows
+from stages.encode.rows import tuple_rows
 from tests.artifacts import committed
 from tests.stages.caption.replay import NUM_SAMPLES, ReplayEngine, images_of, rows_of, text_of
 from tests.stages.ingest.context import make_context
@@ -68,7 +68,7 @@ def test_settings(settings, reasons):
 def run(ingest, tmp_path, monkeypatch):
     def call(engine, name="customize", **fields):
         context = make_context(tmp_path / name, "customize")
-        monkeypatch.setattr(asking, "get_engine", lambda settings, context: engine)
+        monkeypatch.setattr(work, "get_engine", lambda settings, context: engine)
         config = CustomizeConfig(**{"engine": {"model": "m"}, "shard_size": 8} | fields)
         customize_images({"ingest": ingest}, config, context)
         return context

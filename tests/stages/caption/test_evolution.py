@@ -8,7 +8,7 @@ import pytest
 from cluster.config import identity
 from cluster.errors import UserError
 from cluster.folder import Folder
-from stages.caption import asking
+from stages.caption import work
 from stages.caption.evolution import prompt
 from stages.caption.evolution.rules import check_polish, check_process
 from stages.caption.evolution.stage import EVOLUTION_SCHEMA, EvolveConfig, evolve_captions, evolve_sources
@@ -94,7 +94,7 @@ def run(tmp_path, monkeypatch):
         folder = Folder(tmp_path / f"{name}-pairs")
         folder.write_table("any/name.parquet", table)
         context = make_context(tmp_path / name, "evolve")
-        monkeypatch.setattr(asking, "get_engine", lambda settings, context: engine)
+        monkeypatch.setattr(work, "get_engine", lambda settings, context: engine)
         config = EvolveConfig(**{"engine": {"model": "m"}, "shard_size": 5} | fields)
         evolve_captions({"pairs": committed(folder, "pairs")}, config, context)
         return context

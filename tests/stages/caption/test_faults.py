@@ -1,6 +1,5 @@
 """What rows come to whose pictures or prompts are bad, under a model that answers with blanks for ever."""
 
-import dataclasses
 import io
 from pathlib import Path
 
@@ -53,7 +52,7 @@ def test_bad_rows_fail_alone_and_endless_blanks_are_cut_off(local_ray: None, tmp
         engine=EngineSettings(model=str(make_blank_model(tmp_path / "model")), max_model_len=4096),
         temperatures=(0.0, 1.0), max_tokens=40, shard_size=3, error_rate_limit=1.0,
     )  # fmt: skip
-    context = dataclasses.replace(make_context(tmp_path, "evolve"), run_id="20260102-101500-faults")
+    context = make_context(tmp_path, "evolve")
     evolve_captions({"pairs": committed(folder, "pairs")}, config, context)
     rows = rows_of(context, "dead_letters")
     assert rows_of(context, "captions") == []

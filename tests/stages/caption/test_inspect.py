@@ -11,7 +11,7 @@ import pytest
 
 from cluster.artifacts import commit
 from cluster.folder import Folder
-from stages.caption import asking, inspect_page
+from stages.caption import inspect_page, work
 from stages.caption.contents import read_contents
 from stages.caption.inspect import histogram, main
 from stages.caption.stage import CaptionConfig, caption_images
@@ -44,7 +44,7 @@ def artifact(ingest, tmp_path, monkeypatch):
     for name in ingest.folder.list(recursive=True):
         root.sub(f"ingest/{ingest.fingerprint}").write_bytes(name, ingest.folder.read_bytes(name))
     context = make_context(tmp_path / "root", "caption")
-    monkeypatch.setattr(asking, "get_engine", lambda settings, context: ReplayEngine(answer))
+    monkeypatch.setattr(work, "get_engine", lambda settings, context: ReplayEngine(answer))
     config = CaptionConfig(
         engine={"model": "<b>m</b>"}, edit_types=("color",), num_offered=1, temperatures=(0.0, 0.5), shard_size=8
     )

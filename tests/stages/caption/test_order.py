@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from stages.caption import asking
+from stages.caption import work
 from stages.caption.edits import prompt as edits
 from stages.caption.order import shared_paragraphs, words_first
 from stages.caption.proposals import prompt as proposals
 from stages.caption.stage import CaptionConfig, caption_images
 from stages.caption.video import prompt as video
+from tests.stages.caption.edits.test_prompt import ROW
 from tests.stages.caption.replay import ReplayEngine, files_of, images_of, text_of
-from tests.stages.caption.test_prompt import ROW
 from tests.stages.ingest.context import make_context
 
 REQUESTS = {
@@ -55,7 +55,7 @@ def test_the_stage_asks_so(ingest, tmp_path, monkeypatch):
     found = {}
     for first in (False, True):
         engine = ReplayEngine(answer)
-        monkeypatch.setattr(asking, "get_engine", lambda settings, context, engine=engine: engine)
+        monkeypatch.setattr(work, "get_engine", lambda settings, context, engine=engine: engine)
         config = CaptionConfig(engine={"model": "m"}, words_first=first, temperatures=[0.0], error_rate_limit=1)
         context = make_context(tmp_path / str(first), "caption")
         caption_images({"ingest": ingest}, config, context)

@@ -10,11 +10,12 @@ import pytest
 from pydantic import ValidationError
 
 from cluster.artifacts import Artifact, commit
+from cluster.chat import request_seed
 from cluster.config import identity
 from cluster.dag import Context, Stage
 from cluster.folder import Folder
 from cluster.plan import Selection, make_plan
-from stages.caption import asking
+from stages.caption import work
 from stages.caption.customization.stage import CustomizeConfig, customize_images
 from stages.caption.stage import CaptionConfig, caption_images
 from tests.stages.caption.replay import NUM_SAMPLES, ReplayEngine, files_of, images_of, rows_of
@@ -42,11 +43,9 @@ def answer(request, number):
     return json.dumps(GOOD) if request.seed in LATE else "no"
 
 
-FIRST = {asking.request_seed(0, f"{index:016x}", attempt) for index in (3, 9, 15) for attempt in (0, 1)}
+FIRST = {request_seed(0, f"{index:016x}", attempt) for index in (3, 9, 15) for attempt in (0, 1)}
 # seeds of the attempts, from 0, at which rows 0, 6 and 12 get right: with one, two and three retries
-LATE = {
-    asking.request_seed(0, f"{index:016x}", attempt) for index in (0, 6, 12) for attempt in range(2 + index // 6, 9)
-}
+LATE = {request_seed(0, f"{index:016x}", attempt) for index in (0, 6, 12) for attempt in range(2 + index // 6, 9)}
 
 
 @pytest.fixture
@@ -54,7 +53,7 @@ def run(ingest: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def call(engine, name: str, retries: int, earlier: Artifact | None = None) -> Context:
         context = make_context(tmp_path / name, "caption")
         context.earlier = earlier
-        monkeypatch.setattr(asking, "get_engine", lambda settings, context: engine)
+        monkeypatch.setattr(work, "get_engine", lambda settings, context: engine)
         caption_images({"ingest": ingest}, CaptionConfig(**FIELDS, retries=retries), context)
         return context
 
@@ -121,7 +120,7 @@ def test_a_right_answer_about_an_unfit_picture_is_not_asked_for_again(ingest, tm
         return json.dumps({"backgrounds": settings[:2] if is_late else settings})
 
     context = make_context(tmp_path / "retried", "customize")
-    monkeypatch.setattr(asking, "get_engine", lambda settings, context: ReplayEngine(about))
+    monkeypatch.setattr(work, "get_engine", lambda settings, context: ReplayEngine(about))
     config = CustomizeConfig(engine={"model": "m"}, temperatures=(0.5,), setting_temperatures=(1.0,), retries=1)
     customize_images({"ingest": ingest}, config, context)
     assert calls[f"{1:016x}", True] == 1 and len(rows_of(context, "dead_letters")) == NUM_SAMPLES // 2

@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from cluster.artifacts import Artifact
@@ -13,9 +12,9 @@ from cluster.config import identity
 from cluster.dag import Context
 from cluster.errors import UserError
 from cluster.vllm import Engine, EngineSettings
-from stages.caption import asking
+from stages.caption import work
 from stages.caption.edits.prompt import styles
-from stages.caption.offers import PHOTOREALISTIC, offer_types
+from stages.caption.offers import offer_types
 from stages.caption.stage import TUPLES_SCHEMA, CaptionConfig, caption_images, caption_sources
 from tests.stages.caption.replay import NUM_SAMPLES, ReplayEngine, files_of, rows_of, text_of
 from tests.stages.ingest.context import make_context
@@ -36,7 +35,7 @@ def run(ingest: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     def run(engine: Engine, name: str = "caption", **fields) -> Context:
         context = make_context(tmp_path / name, "caption")
-        monkeypatch.setattr(asking, "get_engine", lambda settings, context: engine)
+        monkeypatch.setattr(work, "get_engine", lambda settings, context: engine)
         fields = {
             "engine": {"model": "m"},
             "edit_types": ("color",),
@@ -209,38 +208,11 @@ def test_too_many_bad_rows_stop_the_stage(run, monkeypatch: pytest.MonkeyPatch):
             scripted(lambda key, _: json.dumps(GOOD) if int(key, 16) >= 12 else "no"),
             error_rate_limit=0.3,
         )
-    monkeypatch.setattr(asking, "_MIN_ROWS_FOR_GATE", 5)
+    monkeypatch.setattr(work, "_MIN_ROWS_FOR_GATE", 5)
     engine = scripted(lambda key, attempt: "no")
     with pytest.raises(UserError, match="5 of the first 5 images"):
         run(engine, "early", temperatures=(0.0,))
     assert len(engine.requests) < 15
-
-
-def test_offers_are_even_and_follow_the_priorities():
-    types = ("color", "replace", "background", "remove", "add", "style")
-    offers = offer_types(["{}"] * 600, types, 3, 0.5, seed=1)
-    assert offers == offer_types(["{}"] * 600, types, 3, 0.5, seed=1)
-    assert offers != offer_types(["{}"] * 600, types, 3, 0.5, seed=2)
-    assert all(len(set(names)) == 3 and target is None for names, target in offers)
-    counts = collections.Counter(name for names, _ in offers for name in names)
-    plain = [counts[name] for name in ("color", "background", "add", "style")]
-    favoured = [counts[name] for name in ("remove", "replace")]
-    assert max(plain) - min(plain) < 25 and max(favoured) - min(favoured) < 25
-    assert 1.2 < np.mean(favoured) / np.mean(plain) < 1.7
-    assert offer_types(["{}"], ("color",), 3, 0.5, seed=1) == [(("color",), None)]
-
-
-def test_pictures_that_are_no_photographs_are_to_become_some():
-    types, drawing = ("color", "style"), json.dumps({"photorealistic": False})
-    offers = offer_types([drawing, "{}", "not json", None] * 100, types, 1, 0.5, seed=1)
-    forced = [target == PHOTOREALISTIC for _, target in offers]
-    assert not any(forced[1::4] + forced[2::4] + forced[3::4])
-    assert all(names == ("style",) for names, target in offers if target)
-    assert not any(target for _, target in offer_types([drawing] * 20, ("color",), 1, 1.0, seed=1))
-    for probability in (0.0, 0.2, 0.5, 1.0):
-        offers = offer_types([drawing] * 400, types, 1, probability, seed=2)
-        share = np.mean([target is not None for _, target in offers])
-        assert abs(share - probability) <= 3 * np.sqrt(probability * (1 - probability) / 400)
 
 
 def test_what_belongs_to_the_fingerprint(tmp_path: Path):

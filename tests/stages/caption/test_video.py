@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from cluster.config import identity
 from cluster.errors import UserError
-from stages.caption import asking
+from stages.caption import work
 from stages.caption.video import clips as stored
 from stages.caption.video import prompt
 from stages.caption.video.clips import even_frames, seen_at_even_moments
@@ -92,7 +92,7 @@ def ask(tmp_path, monkeypatch):
         source = make_context(tmp_path / f"{name}-source", need)
         source.out.write_table("part/rows.parquet", table)
         context = make_context(tmp_path / name, function.__name__.removeprefix("write_"))
-        monkeypatch.setattr(asking, "get_engine", lambda settings, context: engine)
+        monkeypatch.setattr(work, "get_engine", lambda settings, context: engine)
         function({need: committed(source.out, need)}, config, context)
         return context
 

@@ -21,7 +21,7 @@ from stages.report.data import gather
 from stages.report.results import lead
 from tests.artifacts import committed
 from tests.stages.ingest.context import RUN_ID, make_context
-from tests.stages.ingest.pictures import png
+from tests.stages.ingest.pictures import bomb, png
 
 SIZE = (24, 16)
 ITEMS = [f"{kind}/en/{key}" for kind in ("style_change", "text_change") for key in ("k0", "k1", "k2", "k3")]
@@ -98,6 +98,7 @@ def test_what_is_wrong_with_a_picture_is_said_and_it_is_unscored(run, benchmark,
     write(folder, f"{ITEMS[2]}.png", png(9, (16, 16)))
     write(folder, f"{ITEMS[3]}.png", b"not a picture")
     write(folder, f"{ITEMS[4]}.png", png(4, SIZE)[:200])
+    write(folder, f"{ITEMS[7]}.png", bomb())
     write(folder, "style_change/en/k9.png", png(9, SIZE))
     context = run(methods=("copy",), folders={"theirs": {"path": str(folder)}})
     reasons = {item_id: row["reason"] for (method, item_id), row in edits(context).items() if method == "theirs"}
@@ -107,11 +108,12 @@ def test_what_is_wrong_with_a_picture_is_said_and_it_is_unscored(run, benchmark,
     assert reasons[ITEMS[3]] == f"undecodable: {ITEMS[3]}.png is no PNG, JPEG or WebP"
     assert reasons[ITEMS[4]].startswith(f"undecodable: {ITEMS[4]}.png (")
     assert reasons[ITEMS[6]] == f"missing: {folder} has no {ITEMS[6]}.png"
+    assert reasons[ITEMS[7]].startswith(f"undecodable: {ITEMS[7]}.png (Image size (3600000000 pixels) exceeds limit")
     told = sorted(incident["text"] for incident in record.read_incidents(Folder(context.root), RUN_ID))
     assert [text.removeprefix("edit.folders.theirs: ") for text in told] == [
         f"1 items have two pictures ({ITEMS[1]}.png and {ITEMS[1]}.webp); unscored.",
+        "1 of 8 items have no picture; unscored.",
         "1 pictures belong to no item, such as style_change/en/k9.png.",
-        "2 of 8 items have no picture; unscored.",
     ]
 
     evaluation = make_context(tmp_path / "scored", "evaluate")

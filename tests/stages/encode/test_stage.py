@@ -10,15 +10,8 @@ from safetensors.torch import load
 from cluster.config import identity
 from cluster.errors import UserError
 from cluster.folder import Folder
-from stages.encode.stage import (
-    EncodeConfig,
-    encode_pairs,
-    encode_sources,
-    encode_tuples,
-    load_encoder,
-    read_image,
-    tuple_rows,
-)
+from stages.encode.rows import tuple_rows
+from stages.encode.stage import EncodeConfig, encode_pairs, encode_sources, encode_tuples, load_encoder, read_image
 from stages.ingest.stage import SAMPLES_SCHEMA
 from stages.starter.stages import PairsConfig, make_pairs
 from stages.train.backbones.pictures import to_pixels

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from cluster.folder import Folder
-from stages.edit.folders import FolderSettings, find_pictures, read_edit
+from stages.edit.folders import FolderSettings, find_edits, read_picture
 from stages.edit.shard import EDITS_SCHEMA
 from stages.evaluate import export
 from stages.evaluate.imgedit_scores import item_score, type_scores
@@ -63,8 +63,8 @@ def test_gedit_layout(tmp_path, capsys):
     source = Image.open(io.BytesIO(png(1, (12, 8), "JPEG"))).convert("RGB")
     assert np.array_equal(pixels(out / "ours/fullset/subject-add/en/k1_SRCIMG.png"), np.asarray(source))
     settings = FolderSettings(path=str(out / "ours"))
-    found = find_pictures("ours", settings, GEDIT)
-    assert not found.unknown and read_edit(found, settings, GEDIT[1], (10, 8))["image"] == png(51)
+    found = find_edits("edit.folders.ours.path", settings, GEDIT)
+    assert not found.unknown and read_picture(found, settings, GEDIT[1], (10, 8)) == png(51)
 
 
 def test_a_picture_that_is_missing_is_named_and_the_exit_code_is_1(tmp_path, capsys):
@@ -73,6 +73,13 @@ def test_a_picture_that_is_missing_is_named_and_the_exit_code_is_1(tmp_path, cap
     assert export.main(command) == 1
     assert "theirs: 2 of 3 pictures; without a picture is subject-add/en/k0 (missing: none)" in capsys.readouterr().out
     assert export.main([*command, "--methods", "ours"]) == 0
+    folder = Folder(tmp_path / "root" / "ingest_benchmark" / "ffff")
+    missing = {"item_id": "text_change/en/k7", "source_id": "x", "edit_type": "text_change", "reason": "absent: no k7"}
+    folder.write_table("missing/absent.parquet", pa.Table.from_pylist([missing]))
+    folder.write_json("benchmark.json", {"num_expected": 4})
+    capsys.readouterr()
+    assert export.main([*command, "--methods", "ours"]) == 1
+    assert "ours: 3 of 4 pictures; without a picture is text_change/en/k7 (absent: no k7)" in capsys.readouterr().out
 
 
 def test_imgedit_layout_with_the_judges_files(tmp_path):
@@ -112,10 +119,25 @@ def test_what_cannot_be_exported(tmp_path, capsys):
     assert "no finished stage edit_customization; it has edit, ingest_benchmark" in refused(
         "--layout", "items", "--stage", "edit_customization"
     )
-    assert "no edits by ['other']" in refused("--layout", "items", "--methods", "other")
+    told = "edit has no edits by other; it has some by ours, theirs"
+    assert told in refused("--layout", "items", "--methods", "ours", "other")
     assert "is no summary.json of a run" in refused("--layout", "items", run=str(tmp_path / "summary.json"))
+    (tmp_path / "odd.json").write_text('{"stages": {"edit": "ran"}}')
+    assert "is no summary.json of a run" in refused("--layout", "items", run=str(tmp_path / "odd.json"))
+    (tmp_path / "out").write_text("a file")
+    assert "--out" in (said := refused("--layout", "items")) and "can't be written (Not a directory)" in said
+    (tmp_path / "out").unlink()
     assert export.main(["--run", summary, "--layout", "items", "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "ours" / "a" / "b.png").exists()
+    table = tmp_path / "root" / "edit" / "ffff" / "edits" / "00000.parquet"
+    size = table.stat().st_size
+    for data, wrong in (
+        (bytes(size), "00000.parquet can't be read ("),
+        (b"PAR1", "00000.parquet of the artifact has 4 b"),
+    ):
+        table.write_bytes(data)
+        assert export.main(["--run", summary, "--layout", "items", "--out", str(tmp_path / "out")]) == 1
+        assert wrong in capsys.readouterr().err
     Folder(tmp_path / "root" / "edit" / "ffff").remove("manifest.json")
     assert "the artifact of edit isn't at /gone/edit/ffff any more" in refused("--layout", "items")
 

@@ -1,10 +1,12 @@
 """The judges within the stage: tables, figures, answers that are known, the export, and what goes wrong."""
 
+import io
 import json
 import math
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import stages.evaluate.stage
 from cluster.artifacts import commit
@@ -104,9 +106,12 @@ def test_imgedit(evaluate):
 
 
 def test_viescore_shows_the_edit_in_its_sources_size(evaluate):
-    context, _ = evaluate(good)
+    context, engine = evaluate(good)
     row = context.out.read_table("judge_replies.parquet").to_pylist()[0]
     assert (row["width"], row["height"]) == (12, 8)
+    shown = next(r for r in engine.asked if r.key == "pq:ours/1").messages[0]["content"][0]["image"]
+    as_the_script = Image.open(io.BytesIO(picture(11, (20, 10)))).resize((12, 8))  # Pillow's default for RGB: bicubic
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(shown))), np.asarray(as_the_script))
 
 
 def summary_of(tmp_path, context, inputs):
@@ -167,6 +172,15 @@ def test_a_score_that_the_replies_do_not_give_is_named(tmp_path, evaluate, input
     assert wanted in capsys.readouterr().err
 
 
+def test_replies_in_another_form_are_named(tmp_path, evaluate, inputs, capsys):
+    context, _ = evaluate(three, judge_task="imgedit")
+    context.out.write_table("judge_replies.parquet", context.out.read_table("judge_replies.parquet").drop(["pass"]))
+    assert rescore.main(["--run", summary_of(tmp_path, context, inputs)]) == 1
+    said = capsys.readouterr()
+    assert "judge_replies.parquet: has no column 'pass', so nothing is held against it." in said.err
+    assert "judge_imgedit_micro_mean" in said.out
+
+
 def test_answers_of_another_evaluation_in_the_root_are_taken(tmp_path, evaluate, monkeypatch):
     """Also of one that was stopped; of the same model and words alone."""
     first, engine = evaluate(good)
@@ -215,7 +229,21 @@ def test_refused_requests_leave_figures_of_the_rest(evaluate):
     results = context.figures["results"]
     assert (results["ours"]["num_judged"], results["theirs"]["num_judged"]) == (3, 3)
     errors = [row["error"] for row in context.out.read_table("judge_replies.parquet").to_pylist() if row["error"]]
-    assert errors == ["request: too long"] * 2
+    assert errors == ["request: too long"] * 2 and not context.figures["incomplete"][1:]
+
+
+def test_a_judge_that_scores_nothing_makes_the_figures_incomplete(evaluate):
+    """With their exit code, and with the reason; `theirs` lacks a picture, too."""
+
+    def script(request, attempt):
+        if request.key.endswith("/2"):
+            return reply_with(request, "5 of 5")
+        return ChatReply(request.key, error="request: longer than 512 tokens")
+
+    lines = evaluate(script, judge_task="imgedit")[0].figures["incomplete"]
+    assert lines[1:] == [
+        "none of 8 edits has a judge_imgedit; the reason of 4: judge imgedit: request: longer than 512 tokens"
+    ]
 
 
 def test_customization_is_judged_by_the_subject(evaluate):

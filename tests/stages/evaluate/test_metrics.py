@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -43,6 +45,23 @@ def test_ssim_of_constants_by_hand():
     one, two = np.full((16, 16, 3), 100, np.uint8), np.full((16, 16, 3), 150, np.uint8)
     c1 = (0.01 * 255) ** 2
     assert ssim(one, two) == pytest.approx((2 * 100 * 150 + c1) / (100**2 + 150**2 + c1))
+
+
+def test_ssim_is_the_mean_over_all_windows():
+    """Window by window, of a picture that is higher than the bands in which it is computed."""
+    first = np.random.default_rng(0).integers(0, 256, (300, 13, 3)).astype(np.uint8)
+    second = noisy(first, 40)
+    line = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    weights = np.outer(line, line) / line.sum() ** 2
+    values = []
+    for top, left, channel in itertools.product(range(290), range(3), range(3)):
+        x, y = (image[top : top + 11, left : left + 11, channel].astype(np.float64) for image in (first, second))
+        mean_x, mean_y = (weights * x).sum(), (weights * y).sum()
+        covariance = (weights * (x - mean_x) * (y - mean_y)).sum()
+        variances = (weights * (x - mean_x) ** 2).sum() + (weights * (y - mean_y) ** 2).sum()
+        means = (2 * mean_x * mean_y + 2.55**2) / (mean_x**2 + mean_y**2 + 2.55**2)
+        values.append(means * (2 * covariance + 7.65**2) / (variances + 7.65**2))
+    assert ssim(first, second) == pytest.approx(np.mean(values), rel=1e-10)
 
 
 def test_ssim_needs_its_window():

@@ -6,6 +6,7 @@ import pytest
 
 from cluster.artifacts import commit
 from cluster.folder import Folder
+from stages.evaluate.discrimination import discrimination
 from stages.evaluate.rescore import main
 from stages.evaluate.summary import SCORES_SCHEMA, compare, judge_agreement, results, summarise
 
@@ -83,6 +84,25 @@ def test_every_published_form_of_an_answer_is_read(tmp_path, capsys):
 
 
 GUESS = {"score": [9], "reasoning": "guess_if_cannot_parse | no idea"}
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"", "is no JSON (line 1, column 1: Expecting value); its items are unscored."),
+        ('{"\u00e4": {"score": [8, 9]}}'.encode("latin-1"), "isn't UTF-8 (byte 2); its items are unscored."),
+        ('{"1": {"score": [8, 9]}}'.encode("utf-16"), "isn't UTF-8 (byte 0); its items are unscored."),
+        (b'{"1": {"score": [8, %s]}}' % (b"9" * 5000), "can't be read (Exceeds the limit"),
+        (b"[" * 100_000, "can't be read (maximum recursion depth exceeded"),
+        (b"5", "is neither an object {item: answer} nor a list of answers"),
+    ],
+)
+def test_a_file_of_answers_that_cannot_be_read(tmp_path, capsys, data, told):
+    answers = {"color/a/SC": data, "color/a/PQ": {"1": answer(4, 4)}, "color/b/SC": {"1": answer(9, 8)}}
+    code, figures, _, errors = run(capsys, "--viescore", write(tmp_path, answers | {"color/b/PQ": {"1": answer(2, 2)}}))
+    assert code == 1 and len(errors) == 1 and errors[0].startswith(f"color/a/SC.json: {told}")
+    assert has(figures["color", "b", OVERALL], 4.0, 1, 1) and figures["color", "a", OVERALL]["n"] == 0
+    assert has(figures["color", "a", "pq_mean"], 4.0, 1, 1)
 
 
 def test_what_cannot_be_scored_is_named_and_left_out(tmp_path, capsys):
@@ -215,7 +235,7 @@ def test_bad_ratings_are_named_and_left_out(tmp_path, capsys):
     assert has(figures["edit", "a", "sc_mean"], 1.0, 1, 4)
     assert has(figures["edit", "b", "sc_mean"], (1 + 0) / 2, 2, 4)
     assert sorted(line.split(", so")[0] for line in errors) == [
-        "edit/rater1.tsv: x, b: '[2, 0]' is out of the range 0 to 1",
+        "edit/rater1.tsv: x, b: '[2, 0]' is out of the range 0 to 1 (--max-rating)",
         "edit/rater1.tsv: y, a: '[1]' is not [SC, PQ], two numbers",
         "edit/rater1.tsv: z, b: 'good' is not [SC, PQ], two numbers",
         "edit/rater2.tsv: has no column 'b'",
@@ -226,6 +246,18 @@ def test_bad_ratings_are_named_and_left_out(tmp_path, capsys):
         "between tabs; the rater is left out.",
     ]
     assert run(capsys, "--ratings", str(tmp_path), "--max-rating", "2")[1]["edit", "b", "sc_mean"]["n"] == 3
+
+
+def test_a_table_of_ratings_that_cannot_be_read(tmp_path, capsys):
+    folder = ratings(tmp_path, {"rater1": "uid | a\nx | [1, 1]\ny | [0, 1]\n", "deep": f"uid | a\nx | {'[' * 5000}\n"})
+    (tmp_path / "edit" / "rater2.tsv").write_bytes("uid\t\u00e4\nx\t[1, 1]\n".encode("latin-1"))
+    code, figures, _, errors = run(capsys, "--ratings", folder)
+    assert code == 1 and figures["edit", "a", "sc_mean"]["n_expected"] == 2
+    assert sorted(errors) == [
+        f"edit/deep.tsv: x, a: {'[' * 60!r} is not [SC, PQ], two numbers, so the item is unscored.",
+        "edit/deep.tsv: y: another rater has rated this item, this one has no row.",
+        "edit/rater2.tsv: isn't UTF-8 (byte 4); the rater is left out. Save it as UTF-8.",
+    ]
 
 
 def test_files_without_any_score_are_named(tmp_path, capsys):
@@ -257,7 +289,7 @@ SCORES = [
 ]
 
 
-def write_run(root, rows=SCORES, table=None):
+def write_run(root, rows=SCORES, table=None, older=False):
     """A run with one stage of scores, as the stage and the driver would have written it from `table`."""
     scores = pa.Table.from_pylist(table or rows, SCORES_SCHEMA)
     options = {"seed": 3, "confidence": 0.9, "num_resamples": 100}
@@ -265,8 +297,11 @@ def write_run(root, rows=SCORES, table=None):
     folder.write_table("scores.parquet", pa.Table.from_pylist(rows, SCORES_SCHEMA))
     summary = summarise(scores, **options)
     folder.write_table("figures/summary.parquet", summary)
-    folder.write_table("figures/comparisons.parquet", compare(scores, **options))
+    compared = compare(scores, **options)
+    folder.write_table("figures/comparisons.parquet", compared.drop_columns(["p_floor"]) if older else compared)
     folder.write_table("figures/agreement.parquet", judge_agreement(scores))
+    if not older:
+        folder.write_table("figures/discrimination.parquet", discrimination(scores, **options))
     means = {f"video/{method}": values for method, values in results(summary, ["ours", "copy"], 4).items()}
     commit(
         folder, stage="evaluate_video", version="1", fingerprint="ffff", config=options, identity={}, parents={},
@@ -290,7 +325,30 @@ def test_a_run_comes_out_as_it_was_written(tmp_path, capsys):
         f["value"] for f in result["figures"] if (f["category"], f["name"]) == ("remove", "judge_success_mean")
     ] == [1, 0]
     assert figures["evaluate_video", "all", "judge_success_with_edit_success_agreement"]["value"] == 1.0
+    # successes 9 and 7 are right, 4, 1 and four times 0 wrong: every right one is higher; within items 2 of 2
+    assert has(figures["evaluate_video", "all", "judge_success_auc_of_edit_success"], 1.0, 8, 8)
+    assert has(figures["evaluate_video", "all", "judge_success_auc_of_edit_success_within_items"], 1.0, 4, 8)
     assert run(capsys, "--run", str(tmp_path / "runs" / "latest.json"))[1] == figures
+    assert result["notes"] == []
+
+
+def test_p_values_of_an_older_run_are_not_held_against_ours(tmp_path, capsys):
+    code, _, result, errors = run(capsys, "--run", write_run(tmp_path, older=True))
+    assert code == 0 and not errors and len(result["notes"]) == 1
+    assert result["notes"][0].startswith("evaluate_video/figures/comparisons.parquet: an older run, with 100 sign")
+    assert "0 of 6 pairs were told apart, now 0" in result["notes"][0]
+
+
+def test_too_few_sources_for_a_small_p_are_said(tmp_path, capsys):
+    answers = {}
+    for method, score in {"a": 9, "b": 4, "c": 1}.items():
+        for call in ("SC", "PQ"):
+            answers[f"color/{method}/{call}"] = {str(i): answer(score, score) for i in range(5)}
+    folder = write(tmp_path, answers)
+    _, _, result, _ = run(capsys, "--viescore", folder)
+    assert {(c["p_value"], c["p_floor"], c["p_holm"]) for c in result["comparisons"]} == {(1 / 16, 1 / 16, 3 / 16)}
+    main(["--viescore", folder])
+    assert capsys.readouterr().out.count("p 0.0625, 0.1875 (so few sources allow no smaller p)  n 5") == 3
 
 
 def test_a_run_that_does_not_follow_from_its_scores_is_told(tmp_path, capsys):
@@ -300,6 +358,8 @@ def test_a_run_that_does_not_follow_from_its_scores_is_told(tmp_path, capsys):
     wanted = "summary.json: results, video/copy, edit_success: the run wrote 0.25, its table of scores gives 0.0."
     assert wanted in errors
     assert any(e.startswith("evaluate_video/figures/summary.parquet: copy all edit_success mean:") for e in errors)
+    of_areas = [e for e in errors if e.startswith("evaluate_video/figures/discrimination.parquet: ")]
+    assert any("judge_success edit_success pooled auc" in e and "the run wrote " in e for e in of_areas)
 
 
 def test_a_judges_score_that_its_reply_does_not_say_is_told(tmp_path, capsys):
@@ -347,6 +407,20 @@ def test_unscored_doubled_and_missing_rows_of_a_run(tmp_path, capsys):
     assert f"{start} copy 3: unscored (there is no row for it)." in errors
 
 
+def test_tables_of_a_run_that_are_broken_or_gone(tmp_path, capsys):
+    summary = write_run(tmp_path)
+    folder = tmp_path / "evaluate_video" / "ffff"
+    (folder / "figures" / "summary.parquet").write_bytes(b"x")
+    (folder / "figures" / "comparisons.parquet").unlink()
+    code, figures, _, errors = run(capsys, "--run", summary)
+    assert code == 1 and has(figures["evaluate_video", "ours", "edit_success_micro_mean"], 0.5, 4, 4)
+    assert errors[0].startswith("evaluate_video/figures/summary.parquet: can't be read (")
+    assert errors[1:] == ["evaluate_video/figures/comparisons.parquet: is gone, so nothing is held against it."]
+    (folder / "scores.parquet").write_bytes(b"PAR1")
+    code, _, _, errors = run(capsys, "--run", summary)
+    assert code == 1 and len(errors) == 1 and f"{folder}/scores.parquet: can't be read (" in errors[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -354,6 +428,7 @@ def test_unscored_doubled_and_missing_rows_of_a_run(tmp_path, capsys):
         (["--run", "a", "--viescore", "b"], 2, "--run stands alone"),
         (["--run", "{}/none.json"], 2, "no such file"),
         (["--run", "{}/text.json"], 2, "is no run's summary"),
+        (["--run", "{}/odd.json"], 2, "is no run's summary"),
         (["--viescore", "{}/none"], 2, "no such folder"),
         (["--viescore", "{}"], 1, "no answers here. Wanted are <task>/<method>/SC.json"),
         (["--ratings", "{}"], 1, "no ratings here. Wanted are tables <task>/*.tsv"),
@@ -362,6 +437,7 @@ def test_unscored_doubled_and_missing_rows_of_a_run(tmp_path, capsys):
 )
 def test_wrong_requests(tmp_path, capsys, arguments, code, message):
     (tmp_path / "text.json").write_text("[1]")
+    (tmp_path / "odd.json").write_text('{"stages": {"evaluate": "ran"}}')
     assert main([argument.format(tmp_path) for argument in arguments]) == code
     captured = capsys.readouterr()
     assert message in captured.err and len(captured.err.splitlines()) == 1

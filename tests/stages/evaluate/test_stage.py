@@ -27,12 +27,12 @@ def png(pixels):
     return buffer.getvalue()
 
 
-def artifact(tmp_path, stage, tables):
+def artifact(tmp_path, stage, tables, config=None):
     folder = Folder(tmp_path / stage / "ffff")
     for name, rows in tables.items():
         folder.write_table(name, pa.Table.from_pylist(rows))
     manifest = commit(
-        folder, stage=stage, version="1", fingerprint="ffff", config={}, identity={}, parents={}, run_id="r",
+        folder, stage=stage, version="1", fingerprint="ffff", config=config or {}, identity={}, parents={}, run_id="r",
         code_version="test",
     )  # fmt: skip
     return Artifact(stage, "ffff", folder, manifest)
@@ -86,6 +86,12 @@ def test_scores_without_a_judge(tmp_path, inputs):
     assert results["copy"]["whole_scene_right"] == 0.0
     assert results["truth"]["judge_overall"] is None
     assert context.out.exists("figures/summary.parquet") and context.out.exists("figures/comparisons.parquet")
+    areas = context.out.read_table("figures/discrimination.parquet").to_pylist()
+    (row,) = [
+        r for r in areas if (r["metric"], r["oracle_metric"], r["scope"]) == ("l1", "edit_success", "within_items")
+    ]
+    assert row["auc"] == 0.0  # nothing is nearer to its source than a copy, which is never right
+    assert (row["num_right"], row["num_wrong"]) == (NUM_ITEMS - 2, NUM_ITEMS - 2)
 
 
 def test_the_judge_goes_on_where_it_stopped(tmp_path, inputs, monkeypatch):

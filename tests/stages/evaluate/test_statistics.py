@@ -9,7 +9,6 @@ from stages.evaluate.statistics import (
     bootstrap_mean,
     holm,
     macro_mean,
-    paired_difference,
     proportion,
     wilson,
 )
@@ -86,48 +85,6 @@ def test_proportion_takes_the_bootstrap_for_shared_sources():
     values = np.array([1.0, 1.0, 0.0, 0.0, 1.0, 0.0])
     clusters = np.array([0, 0, 1, 1, 2, 2])
     assert proportion(values, clusters, generator()) == bootstrap_mean(values, clusters, generator())
-
-
-def test_paired_difference_enumerates_signs_as_scipy_does():
-    first, second = np.array([5.0, 6.0, 7.0, 4.0, 8.0, 6.0]), np.array([4.0, 6.5, 5.0, 3.0, 6.0, 5.0])
-    ours = paired_difference(first, second, np.arange(6), generator())
-    theirs = scipy.stats.permutation_test(
-        (first, second),
-        lambda a, b, axis: np.mean(a - b, axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-    )
-    assert ours.p_value == pytest.approx(theirs.pvalue)
-    assert ours.difference == pytest.approx(np.mean(first - second))
-
-
-def test_paired_difference_by_hand():
-    # differences by cluster: a: 1+1, b: 1, c: -1; |sum| = 2 or more in 6 of the 8 sign patterns of (2, 1, -1)
-    first, second = np.array([1.0, 1.0, 1.0, 0.0]), np.array([0.0, 0.0, 0.0, 1.0])
-    result = paired_difference(first, second, np.array(["a", "a", "b", "c"]), generator())
-    assert result.difference == 0.5
-    assert result.p_value == 6 / 8
-    assert (result.num_items, result.num_clusters) == (4, 3)
-
-
-def test_drawn_signs_come_near_the_exact_p_value():
-    rng = np.random.default_rng(3)
-    first = rng.normal(0.4, 1, size=60)
-    ours = paired_difference(first, np.zeros(60), np.arange(60), generator(), num_resamples=20_000)
-    theirs = scipy.stats.ttest_1samp(first, 0).pvalue
-    assert ours.p_value == pytest.approx(theirs, abs=0.01)
-
-
-def test_paired_difference_needs_both_scores():
-    result = paired_difference(
-        np.array([1.0, np.nan, 1.0]), np.array([0.0, 0.0, np.nan]), np.array(["a", "b", "c"]), generator()
-    )
-    assert result.num_items == 1 and result.difference == 1.0
-
-
-def test_equal_methods_have_p_value_one():
-    result = paired_difference(np.ones(30), np.ones(30), np.arange(30), generator())
-    assert result.p_value == 1.0 and result.difference == 0.0
 
 
 def test_agreement_by_hand():

@@ -85,6 +85,12 @@ def test_many_comparisons_are_corrected():
     assert [r["p_holm"] for r in rows] == pytest.approx([6 / 64] * 3)
 
 
+def test_items_are_counted_by_any_metric_where_there_is_neither_oracle_nor_judge():
+    scores = table(score("byg", "1", clip_score=20.0, dino=0.5), score("byg", "2", dino=0.7))
+    values = results(summarise(scores, **OPTIONS), ["byg"], 3)["byg"]
+    assert (values["num_items"], values["num_judged"], values["num_expected"]) == (2, 0, 3)
+
+
 def test_a_method_without_any_score_has_no_figures():
     scores = table(score("byg", "1", unscored="image: broken"))
     assert results(summarise(scores, **OPTIONS), ["byg"], 1)["byg"]["num_items"] == 0
@@ -127,3 +133,24 @@ def test_judge_agreement_takes_five_as_yes():
     assert rows[0]["agreement"] == pytest.approx(2 / 3)
     assert (rows[0]["num_items"], rows[0]["only_second"]) == (3, 1)
     assert not math.isnan(rows[0]["kappa"])
+
+
+def test_probabilities_are_held_against_the_oracle_at_even_odds():
+    """Of a customization the first question asks for the very object in its setting, which is all of the oracle's."""
+
+    def answers(done, kept, *truth):
+        names = ("edit_success", "preservation", "whole_scene_right")
+        judged = {"judge_p_done": done, "judge_p_kept": kept, "judge_p_right": done * kept}
+        return judged | dict(zip(names, map(float, truth), strict=True))
+
+    said = (answers(0.9, 0.5, 1, 1, 1), answers(0.4, 0.9, 1, 0, 0), answers(0.6, 0.6, 1, 1, 1))
+    for edit_type, oracle_metric, agreed in (
+        ("color", "edit_success", 2 / 3),
+        ("customization", "whole_scene_right", 1.0),
+    ):
+        scores = table(*(score("m", str(i), edit_type, **values) for i, values in enumerate(said)))
+        rows = {row["judge_metric"]: row for row in judge_agreement(scores).to_pylist() if row["method"] == "m"}
+        assert [row["oracle_metric"] for row in rows.values()] == [oracle_metric, "preservation", "whole_scene_right"]
+        assert [row["agreement"] for row in rows.values()] == pytest.approx([agreed, 2 / 3, 1 / 3])
+        # three times no, where one no is right: what chance gives
+        assert (rows["judge_p_right"]["threshold"], rows["judge_p_right"]["kappa"]) == (0.5, pytest.approx(0))

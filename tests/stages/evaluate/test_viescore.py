@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from cluster.chat import ChatReply
 from stages.evaluate.judges.viescore import prompt
+from stages.evaluate.judges.viescore.judge import VIEScore
 
 TEXT = json.dumps({"score": [8, 3], "reasoning": "Done, but the cup is gone."})
 
@@ -44,10 +46,33 @@ def test_parse_reads_scores(answer):
         ('{"score": [true, 3]}', "score_not_two_numbers"),
         ('{"score": [11, 3]}', "score_out_of_range"),
         ('{"score": [NaN, 3]}', "score_out_of_range"),
+        ('{"score": [Infinity, 3]}', "score_out_of_range"),
+        # a judge that repeats itself
+        ('{"score": [1%s, 3]}' % ("0" * 400), "score_out_of_range"),  # no float has so many digits
+        ('{"score": [1%s, 3]}' % ("0" * 5000), "no_json"),  # Python reads no such number
+        ('{"score": %s}' % ("[" * 5000), "no_json"),
     ],
 )
 def test_unreadable_answers_stay_unscored(answer, reason):
     assert prompt.parse(answer) == reason
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (f"Perhaps {TEXT}, but", "truncated"),  # thoughts whose <think> stands in the prompt: a draft is no answer
+        (f"<think>Perhaps {TEXT}", "truncated while thinking"),
+        ('<think>So.</think>{"score": [8', "truncated"),
+        ("", "truncated"),  # a server keeps thoughts apart
+    ],
+)
+def test_what_was_cut_off_is_no_answer(answer, reason):
+    assert VIEScore().read("sc", ChatReply("", answer, "length")) == reason
+
+
+def test_an_answer_after_thoughts_is_read():
+    reply = ChatReply("", f'Perhaps {{"score": [1, 1]}}.\n</think>\n\n{TEXT}', "stop")
+    assert VIEScore().read("sc", reply) == {"judge_success": 8, "judge_over_editing": 3}
 
 
 def test_overall_is_the_root_of_the_lower_scores():

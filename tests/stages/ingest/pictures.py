@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 import tarfile
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -21,6 +23,17 @@ def encoded(pixels, format="PNG", **options):
 
 def png(seed, size=(10, 8), format="PNG", **options):
     return encoded(noise(seed, size), format, **options)
+
+
+def bomb(width=60_000, height=60_000):
+    """A PNG of a few hundred bytes that says to have so many pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = zlib.compress(bytes(100_000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 def add_to_tar(archive, name, data):

@@ -64,7 +64,7 @@ def write_imgedit(folder, num_pictures=171):
 
 
 def write_dreambooth(folder, subjects=30, num_prompts=25, num_pictures=4):
-    """A checkout of google/dreambooth with prompts of our own."""
+    """A checkout of google/dreambooth, its list in the same form, with prompts of our own."""
     data = folder / "dataset"
     names = [*LIVE, *(f"thing_{index:02d}" for index in range(21))][:subjects]
     lines = ["Classes", "", "subject_name,class"]
@@ -73,11 +73,14 @@ def write_dreambooth(folder, subjects=30, num_prompts=25, num_pictures=4):
         (data / name).mkdir(parents=True)
         for number in range(num_pictures):
             (data / name / f"{number:02d}.jpg").write_bytes(png(10 * index + number, (16, 16), "JPEG"))
+    (data / "references_and_licenses.txt").write_text("name,link,license\n")
+    lines += ["", "Prompts"]
     for title in ("Object Prompts", "Live Subject Prompts"):
         lines += ["", title, "", "prompt_list = ["]
         word = title.split()[0].lower()
         for number in range(num_prompts):
-            lines.append(f"'a {{0}} {{1}} in {word} place {number}'.format(unique_token, class_token),")
+            comma = "," if number + 1 < num_prompts else ""
+            lines.append(f"'a {{0}} {{1}} in {word} place {number}'.format(unique_token, class_token){comma}")
         lines.append("]")
     (data / "prompts_and_classes.txt").write_text("\n".join(lines))
     return folder

@@ -90,6 +90,11 @@ def test_build_and_read_long_tail(tmp_path, monkeypatch, capsys):
         (stylized / style).mkdir(parents=True)
         (stylized / style / "s.png").write_bytes(png(100 + index, (16, 16)))
     command = ["long_tail", "--photos", str(photos), "--stylized", str(stylized), "--out", str(out)]
+    assert build.main([*command, "--photos", str(tmp_path / "none")]) == 1
+    assert f"--photos: {tmp_path}/none holds no pictures" in capsys.readouterr().err
+    (photos / "2.txt").write_bytes("fa\u00e7ade".encode("latin-1"))
+    assert build.main(command) == 1 and "2.txt isn't UTF-8 (byte 2)" in capsys.readouterr().err
+    (photos / "2.txt").unlink()
     assert build.main(command) == 1 and "329 photographs are needed, and there are 4" in capsys.readouterr().err
     assert build.main([*command, "--num-images", "10", "--num-edits", "30"]) == 0
     assert "30 edits of 10 images; to_gta_v 4, " in capsys.readouterr().out

@@ -20,7 +20,7 @@ from stages.ingest.benchmarks.stage import (
 )
 from stages.starter import stages as starter
 from tests.stages.ingest.context import make_context
-from tests.stages.ingest.pictures import noise, png, table_rows
+from tests.stages.ingest.pictures import bomb, noise, png, table_rows
 from tests.stages.ingest.published import gedit_rows, write_dreambooth, write_gedit, write_imgedit
 
 
@@ -146,7 +146,7 @@ def test_imgedit(run, tmp_path):
     rows = table_rows(context, "benchmark")
     assert len(rows) == 9 and {row["edit_type"] for row in rows} == set(published("imgedit").by_type)
     row = next(row for row in rows if row["edit_type"] == "extract")
-    assert row["item_id"] == "0" and row["instruction"] == "do extract 0."
+    assert row["item_id"] == "0" and row["instruction"] == " do extract 0. "  # as it is published
     # a plain JPEG stays as it is
     assert row["image"] == (folder / "singleturn" / json.loads(row["metadata"])["id"]).read_bytes()
 
@@ -209,8 +209,17 @@ def test_dreambooth_that_lacks_something(run, tmp_path):
         run(write_dreambooth(tmp_path / "subject", subjects=29), kind)
     with pytest.raises(UserError, match="24 prompts for object subjects; there should be 25"):
         run(write_dreambooth(tmp_path / "prompts", num_prompts=24), kind)
-    with pytest.raises(UserError, match="cat holds 3 pictures; a subject has 4 to 6"):
+    told = "cat holds 00.jpg, 01.jpg, 02.jpg; a subject has 4 to 6, numbered from 00.jpg on; .* and 26 more"
+    with pytest.raises(UserError, match=told):
         run(write_dreambooth(tmp_path / "pictures", num_pictures=3), kind)
+    lost = write_dreambooth(tmp_path / "lost", num_pictures=5)
+    (lost / "dataset" / "cat2" / "00.jpg").unlink()  # another picture doesn't take its place
+    with pytest.raises(UserError, match="DreamBooth: cat2 holds 01.jpg, 02.jpg, 03.jpg, 04.jpg; a subject has 4 to 6"):
+        run(lost, kind)
+    context = run(lost, kind, name="lost", incomplete="name")
+    missing = {row["item_id"]: row["reason"] for row in table_rows(context, "missing")}
+    assert missing == {f"cat2/00/{n:02d}": "missing: there is no cat2/00.jpg" for n in range(25)}
+    assert (context.figures["num_items"], context.figures["num_expected"]) == (725, 750)
     with pytest.raises(UserError, match="has no prompts_and_classes.txt"):
         run(tmp_path / "prompts" / "dataset" / "cat", kind)
     place = write_dreambooth(tmp_path / "code") / "dataset" / "prompts_and_classes.txt"
@@ -230,7 +239,7 @@ def test_a_table_of_ones_own(run, tmp_path):
     head = "item_id,image,edit_type,instruction,tgt_caption,photographer\n"
 
     def table(*lines):
-        (folder / "items.csv").write_text(head + "\n".join(lines))
+        (folder / "items.csv").write_text(head + "\n".join(lines), encoding="utf-8", errors="surrogateescape")
         return folder
 
     first, second = "one,images/a.png,add,add a hat,a hat,Ann", "two,images/b.webp,add,add a bow,,"
@@ -242,15 +251,33 @@ def test_a_table_of_ones_own(run, tmp_path):
     for bad, told in (
         ("three,../a.png,add,x,,", "line 3: image '../a.png' is no path"),
         ("three,images/a.png,add,,,", "line 3: instruction is empty"),
-        ("one,images/a.png,add,x,,", "item 'one' 2 times"),
-        ("three,images/a.png", "2 fields, the first line has 6"),
+        ("one,images/a.png,add,x,,", "line 3: line 2 has item_id 'one', too"),
+        ("three,images/a.png", "line 3: unreadable: 2 fields, the first line has 6"),
+        ('three,images/a.png,add,"x,,', "line 3: unreadable: a quote before it doesn't end"),
         ("three,images/c.png,add,x,,", "item 'three': missing: there is no images/c.png"),
+        ("three,images/a.png,add,fa\udce7ade,,", "line 3: instruction .* has characters that aren't UTF-8"),
     ):
         with pytest.raises(UserError, match=told):
             run(table(first, bad), layout="table", name=bad[:9])
-    with pytest.raises(UserError, match="no column 'edit_type'"):
-        (folder / "items.csv").write_text("item_id,image,instruction\n")
+    for data, told in (
+        (b"item_id,image,instruction\n", "no column 'edit_type'; its columns are item_id, image, instruction"),
+        (b"", "no column 'item_id'; its columns are none. It is comma-separated"),
+        (head.replace(",", ";").encode(), "no column 'item_id'; its columns are item_id;image"),
+        (head.encode("utf-16"), "items.csv isn't UTF-8"),
+        (head.replace("tgt_caption", "tgt_captoin").encode(), "has a column 'tgt_captoin'; did you mean 'tgt_caption'"),
+        (head.replace("photographer", "image").encode(), "has the column 'image' twice"),
+        (head.encode(), "items.csv has no rows"),
+    ):
+        (folder / "items.csv").write_bytes(data)
+        with pytest.raises(UserError, match=told):
+            run(folder, layout="table")
+    (folder / "images" / "cut.png").write_bytes(png(1, (24, 16))[:300])
+    (folder / "images" / "bomb.png").write_bytes(bomb())
+    table(first, "two,images/cut.png,add,x,,", "three,images/bomb.png,add,x,,")
+    with pytest.raises(UserError, match=r"'three': too large: .*bomb.png\); item 'two': corrupt: .*images/cut.png\)"):
         run(folder, layout="table")
+    context = run(folder, layout="table", name="named", incomplete="name")
+    assert (context.figures["num_items"], context.figures["num_expected"]) == (1, 3)
 
 
 def test_configuration(tmp_path):

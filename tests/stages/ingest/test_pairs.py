@@ -15,7 +15,7 @@ from cluster.errors import UserError
 from cluster.folder import Folder
 from stages.caption.evolution.prompt import edit_types
 from stages.caption.rows import StoredRows
-from stages.encode.stage import pair_rows
+from stages.encode.rows import pair_rows
 from stages.ingest.pair_layouts import EDIT_TYPES_FILE, edit_type_of
 from stages.ingest.pair_shares import TYPE_SHARES, allot
 from stages.ingest.pairs import PAIRS_SCHEMA, IngestPairsConfig, ingest_pairs, ingest_pairs_sources

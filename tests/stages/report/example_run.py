@@ -16,6 +16,7 @@ from cluster import record
 from cluster.artifacts import Artifact, commit, read_artifact
 from cluster.folder import Folder
 from cluster.lease import this_process
+from stages.evaluate.discrimination import discrimination
 from stages.evaluate.metrics import pixel_metrics, scene_oracle
 from stages.evaluate.summary import SCORES_SCHEMA, compare, judge_agreement, summarise
 from stages.starter.world import Edit, render, sample_edit, sample_light, sample_scene
@@ -158,6 +159,7 @@ def build_run(root: str, num_items: int = 60, instruction: str | None = None) ->
             "figures/summary.parquet": summarise(scores, **options),
             "figures/comparisons.parquet": compare(scores, **options),
             "figures/agreement.parquet": judge_agreement(scores),
+            "figures/discrimination.parquet": discrimination(scores, **options),
         },
     }
     artifacts, records = {}, {}

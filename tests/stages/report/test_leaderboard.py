@@ -132,3 +132,21 @@ def test_marks_follow_the_corrected_test(data):
         unsure = [row | {"p_holm": 0.051} for row in compared]
         assert standing(dataclasses.replace(found, comparisons=unsure), "copy", "judge_overall") == "same"
         assert standing(found, "byg", "judge_overall") == ""
+
+
+def test_too_few_sources_have_a_mark_and_a_sentence(data):
+    """Of 4 sources no p is under 1/8, however far the methods are apart."""
+    rows = [score_row(m, i, "a", (s, s), (s, s)) for m, s in (("byg", 9), ("copy", 1)) for i in range(4)]
+    compared = compare(pa.Table.from_pylist(rows, SCORES_SCHEMA), seed=0, confidence=0.95, num_resamples=200)
+    world, _ = data
+    found = dataclasses.replace(
+        world, methods=["byg", "copy"], comparisons=compared.to_pylist(),
+        summary={(m, "all", "judge_overall"): {"mean": v, "low": v, "high": v, "num_items": 4, "num_expected": 4}
+                 for m, v in (("byg", 9.0), ("copy", 1.0))},
+    )  # fmt: skip
+    assert standing(found, "copy", "judge_overall") == "few"
+    page = comparison(found)
+    assert "? too few source images to tell from ByG, however large the difference" in page
+    assert "on 4 source images can give is 0.12. So no difference, however large" in page
+    older = [{k: v for k, v in row.items() if k != "p_floor"} for row in found.comparisons]
+    assert standing(dataclasses.replace(found, comparisons=older), "copy", "judge_overall") == "same"

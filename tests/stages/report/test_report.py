@@ -12,9 +12,10 @@ from PIL import Image
 
 from cluster.artifacts import Artifact
 from cluster.folder import Folder
-from stages.report.data import choose_items, gather
+from stages.report import kinds
+from stages.report.data import StageNode, choose_items, gather
 from stages.report.gallery import MAX_FRAMES, gallery, picture
-from stages.report.page import render_page
+from stages.report.page import pipeline, render_page
 from stages.report.results import lead
 from stages.report.sample import MAX_REPLY, Disagreement, details
 from stages.report.stage import ReportConfig, write_report
@@ -112,7 +113,7 @@ def test_the_others_that_were_trained_here_are_named_beside_the_best(run):
 
 def test_all_parts_are_there(page):
     sections = [attributes["id"] for tag, attributes in page[1].elements if tag == "section"]
-    assert sections == ["stages", "results", "types", "gallery", "training", "judge", "problems"]
+    assert sections == ["stages", "results", "types", "gallery", "training", "judge", "metrics", "problems"]
     text = page[1].text
     for name in (
         "train_byg",
@@ -123,6 +124,21 @@ def test_all_parts_are_there(page):
     ):
         assert name in text.replace("\xa0", " ")
     assert "it was started again" in text
+
+
+def test_a_run_takes_from_its_first_start_to_its_last_end(run):
+    """Two stages side by side, of 100 s up to 1,000 and of 30 s up to 1,005; one kept from a day that is long gone."""
+    nodes = [
+        StageNode("train_byg", "ran", 100.0, 5, (), 1000.0),
+        StageNode("train_sft", "ran", 30.0, 5, (), 1005.0),
+        StageNode("scenes", "cached", 7.0, 5, (), 12.0),
+        StageNode("report", "running", None, None, ("train_byg",)),
+    ]
+    root, inputs = run
+    data = gather(inputs, root, RUN_ID, 0)
+    text = " ".join(pipeline(dataclasses.replace(data, nodes=nodes)).split())
+    assert "This run took 1 min 45 s." in text
+    assert "This run" not in pipeline(dataclasses.replace(data, nodes=nodes[2:]))
 
 
 def test_training_says_what_it_started_from(page):
@@ -155,7 +171,7 @@ def test_artifact_and_tables(run, tmp_path):
     assert context.out.read_text("report.html").startswith("<!doctype html>")
     rows = list(csv.DictReader(io.StringIO(context.out.read_text("tables/scores.csv"))))
     assert len(rows) == 30 * len(SHARE_RIGHT)
-    assert {"summary", "comparisons", "agreement"} <= {
+    assert {"summary", "comparisons", "agreement", "discrimination"} <= {
         name.removeprefix("tables/").removesuffix(".csv") for name in context.out.list(".csv", recursive=True)
     }
 
@@ -250,7 +266,19 @@ def test_the_judge_is_held_against_the_oracle_or_a_metric():
     assert by_oracle(row) == (pytest.approx(0.6), True)
     assert by_oracle(row | {"judge_over_editing": 5.0}) == (pytest.approx(0.5), False)
     assert by_oracle({"edit_success": 1.0}) is None
+    lost = {"judge_p_done": 0.2, "edit_success": 1.0, "whole_scene_right": 0.0}  # another object in the right setting
+    assert by_oracle(lost) == (pytest.approx(0.8), True)
+    assert by_oracle(lost | {"edit_type": "customization"}) == (pytest.approx(0.2), False)
     rows = [{"judge_overall": float(j), "clip_directional": c} for j, c in ((1, 0.4), (5, 0.1), (6, 0.2), (9, 0.3))]
     by_metric = Disagreement(rows)
     assert [by_metric(row) for row in rows] == [(0.75, True), (0.25, False), (0.25, False), (0.25, False)]
     assert Disagreement([{"judge_overall": 1.0}])({"judge_overall": 1.0}) is None
+
+
+def test_of_other_settings_the_judge_is_quoted_with_its_own_questions(run):
+    root, inputs = run
+    data = gather(inputs, root, RUN_ID, 0)
+    row = dict(data.agreement[0]) | {"method": "all", "judge_metric": "judge_p_done", "threshold": 0.5}
+    for items, question in (("edits", "Is the edit done?"), ("settings", "Is the object in its new setting?")):
+        text = kinds.judge(dataclasses.replace(data, agreement=[row], items=items))
+        assert text.count(f"{question} (probability)") == 3 and "A score of 0.5 or more counts as yes" in text

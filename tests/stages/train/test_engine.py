@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import multiprocessing
 import socket
 from collections.abc import Callable
@@ -17,7 +16,8 @@ from cluster.errors import UserError
 from cluster.folder import Folder
 from stages.train.checkpoint import Checkpoints
 from stages.train.data import EncodedData
-from stages.train.engine import Trainer, TrainingDiverged, means
+from stages.train.engine import Trainer
+from stages.train.figures import TrainingDiverged, means
 from stages.train.settings import TrainByGConfig, TrainConfig, TrainNPEditConfig
 from stages.train.stage import identity_of, new_trainer
 from tests.stages.train import rank
@@ -145,18 +145,6 @@ def test_the_gradient_is_scaled_down_to_the_norm(byg_config, data):
     assert torch.allclose(tight.student.gradient, free.student.gradient * 1e-3 / norm)
 
 
-@pytest.mark.parametrize("shape", ["linear", "cosine"])
-def test_the_learning_rate_rises_and_falls(byg_config, data, shape):
-    update = {"num_steps": 20, "learning_rate_warmup": 1, "learning_rate_decay": 0.95, "learning_rate_shape": shape}
-    trainer = Trainer(byg_config.model_copy(update=update), data, CPU)
-    rates = []
-    for trainer.step in range(20):
-        rates.append(trainer.learning_rate / byg_config.learning_rate)
-    progress = [step / 19 for step in range(19)]
-    falling = [1 - p if shape == "linear" else 0.5 * (1 + math.cos(math.pi * p)) for p in progress]
-    assert rates == pytest.approx([0.5, *falling])
-
-
 @pytest.mark.parametrize("reason", ["nan", "norm"])
 def test_a_step_that_diverges_stops_before_it_updates(byg_config, data, reason):
     update = {"stop_gradient_norm": 1e-9} if reason == "norm" else {}
@@ -195,11 +183,6 @@ def test_steps_take_edit_types_by_their_shares(np_edit_config, labelled_data):
     assert {types[row] for step in range(20) for row in order.rows(step)} == {"remove"} != set(types)
     with pytest.raises(ValidationError, match="together are at most 1"):
         TrainNPEditConfig(type_shares={"remove": 0.7, "add": 0.5})
-
-
-def test_means_are_of_the_steps_asked_for():
-    history = [(1, "loss", 4.0), (2, "loss", 1.0), (2, "norm", 7.0), (3, "loss", 3.0)]
-    assert means(history, 2, 3) == {"loss": 2.0, "norm": 7.0}
 
 
 def test_two_trained_adapters_on_two_ranks_equal_one_plain_process(

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from cluster.chat import ChatReply
-from stages.evaluate.judges.judge import Call, EditToJudge, Prompts, image_part, own_prompts, text_part, why_unread
+from stages.evaluate.judges.judge import Call, EditToJudge, Prompts, cut_off, image_part, own_prompts, text_part
 
 FOLDER = pathlib.Path(__file__).parent / "v1"
 EDIT_TYPES = ("extract", "style", "add", "adjust", "background", "replace", "remove", "action", "compose")
 CALL = "imgedit"
 NUM_SCORES, MIN_SCORE, MAX_SCORE = 3, 1, 5
 MAX_TOKENS = 512
+MAX_DIGITS = 9  # a judge that repeats itself writes numbers of thousands
 
 
 def _own() -> Prompts:
@@ -50,9 +51,9 @@ class ImgEdit:
         return [Call(CALL, content, None, MAX_TOKENS)]
 
     def read(self, call: str, reply: ChatReply) -> dict[str, float] | str:
-        numbers = parse(reply.text)
+        numbers = cut_off(reply) or parse(reply.text)
         if isinstance(numbers, str):
-            return why_unread(reply, numbers)
+            return numbers
         return dict(zip(self.scores, map(float, numbers), strict=True))
 
     def score(self, columns: Mapping[str, float]) -> dict[str, float]:
@@ -68,7 +69,7 @@ def parse(text: str) -> list[int] | str:
     """
     answer = text.rsplit("</think>", 1)[-1].split("<think>", 1)[0]
     parts = [line.strip().split(": ") for line in answer.splitlines()]
-    numbers = [int(part[1]) for part in parts if len(part) == 2 and part[1].isdecimal()]
+    numbers = [int(part[1][:MAX_DIGITS]) for part in parts if len(part) == 2 and part[1].isdecimal()]
     if not numbers:
         return "no_score"
     if len(numbers) != NUM_SCORES:

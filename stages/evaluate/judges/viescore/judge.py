@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from cluster.chat import ChatReply
-from stages.evaluate.judges.judge import Call, EditToJudge, Prompts, image_part, own_prompts, text_part, why_unread
+from stages.evaluate.judges.judge import Call, EditToJudge, Prompts, cut_off, image_part, own_prompts, text_part
 from stages.evaluate.judges.viescore.prompt import FOLDER, MAX_TOKENS, Scores, answer_schema, overall, parse
 
 QUALITY = ("judge_naturalness", "judge_artifacts")
@@ -47,9 +47,9 @@ class VIEScore:
         return self.prompts.fill("sc", instruction=edit.instruction)
 
     def read(self, call: str, reply: ChatReply) -> dict[str, float] | str:
-        scores = parse(reply.text)
+        scores = cut_off(reply) or parse(reply.text)
         if isinstance(scores, str):
-            return why_unread(reply, scores)
+            return scores
         return dict(zip(self.scores[call], (scores.first, scores.second), strict=True))
 
     def score(self, columns: Mapping[str, float]) -> dict[str, float]:

@@ -99,7 +99,7 @@ def parse(text: str) -> Scores | str:
     for match in _OBJECT.findall(answer):
         try:
             found.append(json.loads(match, strict=False))
-        except ValueError:
+        except (ValueError, RecursionError):  # a judge that repeats itself may open brackets without end
             continue
     if not found:
         return "no_json"
@@ -110,7 +110,7 @@ def parse(text: str) -> Scores | str:
     numbers = isinstance(score, list) and all(isinstance(s, int | float) and not isinstance(s, bool) for s in score)
     if not numbers or len(score) != 2:
         return "score_not_two_numbers"
-    if not all(math.isfinite(s) and 0 <= s <= MAX_SCORE for s in score):
+    if not all(0 <= s <= MAX_SCORE for s in score):
         return "score_out_of_range"
     return Scores(float(score[0]), float(score[1]), str(scored[-1].get("reasoning", "")).strip())
 

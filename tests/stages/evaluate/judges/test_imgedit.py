@@ -46,6 +46,7 @@ def test_every_type_of_the_benchmark_has_a_rubric_of_its_own():
         ("Reason: 3\nFirst: 5\nSecond: 4\nThird: 4", "not_three_scores"),
         ("First: 0\nSecond: 4\nThird: 4", "score_out_of_range"),
         ("First: 6\nSecond: 4\nThird: 4", "score_out_of_range"),
+        (f"First: {'5' * 5000}\nSecond: 4\nThird: 4", "score_out_of_range"),
         ("First: 4.5\nSecond: 4/5\nThird: -4", "no_score"),
         ("five, four and four", "no_score"),
         ("", "no_score"),
@@ -63,3 +64,4 @@ def test_the_score_is_the_mean_of_three_to_two_decimals():
     assert judge.score(columns)["judge_imgedit"] == item_score(GOOD)  # as the official script has it
     assert judge.score({"judge_imgedit_first": 5.0}) == {}
     assert judge.read("imgedit", ChatReply("", "First: 5\nSec", "length")) == "truncated"
+    assert judge.read("imgedit", ChatReply("", f"{GOOD}\nOr rather", "length")) == "truncated"

@@ -225,6 +225,25 @@ def test_a_clip_is_seen_frame_by_frame(tmp_path, settings, in_process, pictures)
     assert none["dino"] is None and none["unscored"].startswith("image:")
 
 
+def test_neighbours_of_a_clip_that_are_alike_are_frames_of_their_own(tmp_path, settings, in_process, pictures):
+    """A file keeps them as one: the benchmark's length says how many there are, and each edit meets its own frame."""
+    settings = {"dino": settings["dino"]}
+    a, b, c, d = (picture.resize((48, 32)) for picture in pictures[:4])
+    source, edited = [a, a, a, b], [c, d, d, d]
+    item = {"source_id": "s", "edit_type": "style", "instruction": "do it"} | TEXTS
+    item |= {"item_id": "1", "image": png(np.asarray(a)), "clip": write_clip(source)}
+    edit = {"item_id": "1", "method": "byg", "image": png(np.asarray(d)), "seconds": 1.0, "clip": write_clip(edited)}
+    given = {
+        "benchmark": artifact(tmp_path, "benchmark", {"benchmark.parquet": [item]}, config={"num_frames": 4}),
+        "edit": artifact(tmp_path, "edit", {"a.parquet": [edit]}),
+    }
+    context = make_context(tmp_path, "evaluate_video")
+    config = EvaluateVideoConfig(num_resamples=100, perception=settings)
+    evaluate_edits(given, config, context)
+    (expected,) = Perception(config.perception).measure([EditToSee(source, edited, "", "", "")])
+    assert context.out.read_table("scores.parquet")["dino"].to_pylist() == pytest.approx([expected["dino"]], abs=1e-5)
+
+
 def test_clips_have_no_tifa(settings):
     with pytest.raises(ValueError, match="not about clips"):
         EvaluateVideoConfig(perception=settings)

@@ -83,6 +83,8 @@ def test_a_file_of_questions(tmp_path):
         ("[1]", "evaluate.perception.tifa.questions = .*no object"),
         ('{"1": [{"question": "How many?", "answer": "two"}]}', "'1': it has a question with the answer 'two'"),
         ('{"1": [""]}', "'1': it has .* is no question"),
+        ('{"1": 5}', "'1': it has '5' for questions, which is no list"),
+        ('{"1": "Is there a cat?"}', "'1': it has 'Is there a cat.' for questions, which is no list"),
         ("{", "can't be read"),
     ):
         path.write_text(content)

@@ -1,18 +1,17 @@
 """How rows are asked about: several calls in turn, none at all, several rows of one."""
 
 import functools
-import itertools
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from cluster.chat import ChatReply
 from cluster.errors import UserError
-from stages.caption import asking
-from stages.caption.asking import Asked, Asking, AskingConfig, Call, Dropped, Reading, ask, with_outcome
-from stages.caption.rows import StoredRows
+from stages.caption import work
+from stages.caption.asking import Asked, Asking, AskingConfig, with_outcome
+from stages.caption.conversation import Call, Dropped, Reading
 from stages.caption.rule import Rule
+from stages.caption.work import ask
 from tests.stages.caption.replay import ReplayEngine, files_of, rows_of, text_of
 from tests.stages.ingest.context import make_context
 
@@ -68,7 +67,7 @@ def answer(request, number):
 def run(tmp_path, monkeypatch):
     def call(engine, name="things", keys=KEYS, **fields):
         context = make_context(tmp_path / name, "things")
-        monkeypatch.setattr(asking, "get_engine", lambda settings, context: engine)
+        monkeypatch.setattr(work, "get_engine", lambda settings, context: engine)
         rows = lambda part: (Asked(key, functools.partial(conversation, key), {"known": key[-1]}) for key in part)  # noqa: E731
         things = Asking(
             key="name", keys=keys, rows=rows, table="found", unit="thing", schema=SCHEMA,
@@ -125,7 +124,7 @@ def test_what_is_not_wanted_is_no_error(run, monkeypatch):
     run(ReplayEngine(lambda request, number: "none"), keys=KEYS[8:], error_rate_limit=0.0)
     with pytest.raises(UserError, match=r"things: 2 of the first 20 things .*=0.05.*things.error_rate_limit=RATE"):
         run(ReplayEngine(answer), "two", error_rate_limit=0.05)
-    monkeypatch.setattr(asking, "_MIN_ROWS_FOR_GATE", 3)
+    monkeypatch.setattr(work, "_MIN_ROWS_FOR_GATE", 3)
     with pytest.raises(UserError, match="3 of the first 3 things"):
         run(ReplayEngine(lambda request, number: "?"), "early", KEYS[8:], temperatures=(0.0,))
 
@@ -138,41 +137,3 @@ def test_the_result_depends_on_neither_order_nor_interruption(run):
     engine = ReplayEngine(answer, seed=4)
     assert files_of(run(engine, "cut")) == whole
     assert 0 < len({request.key for request in engine.requests}) < 17
-
-
-def test_rows_are_found_by_their_columns(tmp_path):
-    context = make_context(tmp_path, "tables")
-    pairs = list(itertools.product("ab", "cd"))
-    for number, part in enumerate((pairs[:2], pairs[2:])):
-        table = pa.table({"id": ["".join(pair) for pair in part], "x": [pair[1] for pair in part], "y": [0] * 2})
-        context.out.write_table(f"part{number}/rows.parquet", table)
-    context.out.write_table("other.parquet", pa.table({"id": ["zz"]}))
-    rows = StoredRows(context.out, "id", ("x",))
-    assert list(rows.keys) == ["ac", "ad", "bc", "bd"]
-    assert [rows.read(key) for key in ("bd", "ac")] == [
-        {"x": "d"},
-        {"x": "c"},
-    ]
-    with pytest.raises(UserError, match="no table with the columns id, z"):
-        StoredRows(context.out, "id", ("z",))
-    with pytest.raises(UserError, match="y of row 0 is 0; it must be a text"):
-        StoredRows(context.out, "y", ("x",))
-    context.out.write_table("part2/rows.parquet", pa.table({"id": ["bc"], "x": ["c"]}))
-    with pytest.raises(UserError, match="part2/rows.parquet: id 'bc' stands in row 0 and before it, in part1"):
-        StoredRows(context.out, "id", ("x",))
-
-
-def test_rows_are_read_over_the_borders_of_row_groups(tmp_path):
-    context = make_context(tmp_path, "tables")
-    numbers = list(range(23))
-    keys = [f"k{(number * 7) % 23:02d}" for number in numbers]
-    for name, part in (("a.parquet", slice(0, 13)), ("b.parquet", slice(13, 23))):
-        path = context.out.path(name)
-        pq.write_table(pa.table({"id": keys[part], "x": numbers[part]}), path, row_group_size=4)
-    rows = StoredRows(context.out, "id", ("x",))
-    assert (list(rows.keys), list(rows.keys[5:15][2:]), list(rows.keys[::-1])) == (keys, keys[7:15], keys[::-1])
-    assert [rows.read(key)["x"] for key in keys] == numbers
-    assert [rows.read(keys[place])["x"] for place in (22, 0, 12, 13)] == [22, 0, 12, 13]
-    assert rows.read_column("x", keys[10:16]) == numbers[10:16]
-    with pytest.raises(KeyError):
-        rows.read("k99")

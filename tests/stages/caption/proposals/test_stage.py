@@ -1,4 +1,4 @@
-"""NP-Edit's proposals: rules of edits, captions and verdicts, offers, and the stage on replayed answers."""
+"""NP-Edit's proposals on replayed answers: what becomes of every edit, what is asked and how often."""
 
 import collections
 import json
@@ -12,137 +12,16 @@ from pydantic import ValidationError
 from cluster.artifacts import Artifact, commit
 from cluster.config import identity
 from cluster.errors import UserError
-from stages.caption import asking
+from stages.caption import work
 from stages.caption.contents import read_contents
-from stages.caption.offers import offer_evenly
 from stages.caption.proposals import prompt
-from stages.caption.proposals.rules import VerdictRule, check_edits, check_verdict
 from stages.caption.proposals.stage import PROPOSALS_SCHEMA, ProposeConfig, ask_proposals, propose_edits
 from stages.caption.trial import try_rows
-from stages.encode.stage import tuple_rows
+from stages.encode.rows import tuple_rows
 from tests.artifacts import committed
+from tests.stages.caption.proposals.examples import EDITED, EDITS, SOURCE, TYPES, edit_of
 from tests.stages.caption.replay import NUM_SAMPLES, ReplayEngine, files_of, rows_of, text_of
 from tests.stages.ingest.context import make_context
-
-TYPES = ("color", "add", "remove", "replace", "background", "style")
-EDITS = {
-    "color": ("red car", "make the red car blue"),
-    "add": ("kite", "add a kite in the sky"),
-    "remove": ("brown dog", "remove the brown dog on the left"),
-    "replace": ("bench", "replace the bench with a stone wall"),
-    "background": ("background", "change the background to a beach"),
-    "style": ("style", "turn the image into a watercolor"),
-}
-SOURCE = "A brown dog and a red car beside a bench."
-EDITED = {
-    "color": "A brown dog and a blue car beside a bench.",
-    "add": "A brown dog and a red car beside a bench, a kite above.",
-    "remove": "A red car beside a bench.",
-    "replace": "A brown dog and a red car beside a stone wall.",
-    "background": "A brown dog and a red car beside a bench on a beach.",
-    "style": "A watercolor of a brown dog and a red car beside a bench.",
-}
-
-
-def edit_of(edit_type, object=None, instruction=None):
-    name, words = EDITS.get(edit_type, ("thing", "turn the thing round"))
-    return {
-        "edit_type": edit_type,
-        "object": name if object is None else object,
-        "instruction": instruction or words,
-    }
-
-
-@pytest.mark.parametrize(
-    ("edit", "reasons"),
-    [
-        *[(edit_of(edit_type), []) for edit_type in TYPES],
-        (edit_of("text"), ["type_not_offered"]),
-        (edit_of("color", instruction="blue"), ["too_short"]),
-        (edit_of("style", instruction="turn it " * 13), ["too_long"]),
-        (edit_of("color", instruction="make the red car blue and then wash it"), ["not_single"]),
-        (edit_of("color", instruction="make the red car blue. Paint the wall green."), ["not_single"]),
-        (edit_of("color", instruction="make the red car blue and remove the dog"), ["not_single"]),
-        (edit_of("color", instruction='write "And then there; were none" on the red car'), []),
-        (edit_of("background", object=""), ["object_empty"]),
-        (edit_of("remove", object=" ."), ["object_empty"]),
-        (edit_of("color", object="the big red car that stands there"), ["object_too_long"]),
-        (edit_of("remove", object="gray dog"), ["object_not_in_instruction"]),
-        (edit_of("color", object="vehicle"), []),
-        (edit_of("add", instruction="add a kite"), ["not_placed"]),
-        (edit_of("add", instruction="add a kite next to the tree"), ["placed_vaguely"]),
-        (edit_of("add", instruction="add a kite near the top of the tree"), ["placed_vaguely"]),
-        (edit_of("remove", instruction="remove the brown dog near the tree"), []),
-        (edit_of("add", object="red circle", instruction="add a red circle top left"), []),
-    ],
-)
-def test_edits(edit, reasons):
-    assert check_edits([edit], TYPES) == [reasons]
-
-
-def test_of_two_edits_of_one_type_the_second_is_bad():
-    edits = [edit_of("color"), edit_of("add"), edit_of("color", instruction="make the red car green")]
-    assert check_edits(edits, TYPES) == [[], [], ["type_repeated"]]
-
-
-@pytest.mark.parametrize(
-    ("edit_type", "caption", "reasons"),
-    [
-        *[(edit_type, EDITED[edit_type], []) for edit_type in TYPES],
-        ("color", "Car.", ["edited_caption_too_short"]),
-        ("color", "A blue car. " * 80, ["edited_caption_too_long"]),
-        ("color", SOURCE.upper(), ["caption_unchanged"]),
-        ("color", "A car that was changed to blue.", ["caption_tells_of_the_edit"]),
-        ("color", "The car is now blue.", ["caption_tells_of_the_edit"]),
-        ("remove", "A car from which the cat was removed.", ["caption_tells_of_the_edit"]),
-        ("remove", "A car without company.", ["caption_tells_of_the_edit"]),
-        ("color", 'A sign that reads "Do not remove" on a blue car.', []),
-        ("remove", "A brown dog and a red car.", ["caption_names_removed_object"]),
-        ("remove", "A dog and a red car.", ["caption_names_removed_object"]),
-        ("add", "A brown dog and a red car.", ["caption_lacks_added_object"]),
-    ],
-)
-def test_verdicts(edit_type, caption, reasons):
-    assert check_verdict(True, caption, edit_of(edit_type), SOURCE) == reasons
-
-
-def test_another_object_of_the_removed_ones_kind_may_stay():
-    edit = edit_of("remove", "red circle", "remove the red circle")
-    before = "red circle top left and blue circle top right on gray background"
-    assert check_verdict(True, "blue circle top right on gray background", edit, before) == []
-    assert check_verdict(True, before.replace("gray", "pink"), edit, before) == [VerdictRule.NAMES_REMOVED_OBJECT]
-    assert check_verdict(False, "", edit, before) == ["not_valid"]
-
-
-def test_types_are_asked_for_evenly_and_removals_as_often_as_is_wished():
-    for shares, removals in (({}, 200), ({"remove": 0.25}, 300)):
-        offers = offer_evenly(300, TYPES, 4, shares, seed=5)
-        assert offers == offer_evenly(300, TYPES, 4, shares, seed=5) != offer_evenly(300, TYPES, 4, shares, seed=6)
-        counts = collections.Counter(name for offer in offers for name in offer)
-        others = (1200 - removals) / 5
-        assert all(abs(counts[name] - (removals if name == "remove" else others)) <= 1 for name in TYPES)
-        assert {len(set(offer)) for offer in offers} == {4} and len({offer[0] for offer in offers}) == 6
-    pairs = collections.Counter(frozenset(pair) for o in offers for pair in ((a, b) for a in o for b in o if a < b))
-    assert min(pairs.values()) > 60 and len(pairs) == 15  # no two types keep away from each other
-
-
-def test_examples_are_one_of_each_type_and_vary():
-    assert all(len(found) > 2 for found in prompt.good_examples().values())
-    shown = [prompt.choose_examples(TYPES[:4], seed) for seed in range(30)]
-    assert {tuple(found) for found in shown} == {TYPES[:4]} and len({found["color"] for found in shown}) > 2
-    text = prompt.proposal_text(TYPES[:4], shown[0])
-    assert all(f"- {name}: {instruction}\n" in text for name, instruction in shown[0].items())
-    assert "Examples of good" not in prompt.proposal_text(TYPES[:4])
-    with pytest.raises(ValueError, match="not size"):
-        prompt.proposal_text(["size"])
-
-
-def test_all_good_examples_keep_the_rules():
-    for edit_type, instructions in prompt.good_examples().items():
-        for words in instructions:
-            noun = re.sub(r"^(?:add a|remove the|take away the|replace the) ", "", words).split(" ")[0]
-            edit = edit_of(edit_type, noun, words)
-            assert check_edits([edit], tuple(prompt.good_examples())) == [[]], words
 
 
 def is_about(request):
@@ -197,7 +76,7 @@ def run(ingest, tmp_path, monkeypatch):
     def call(engine, name="propose", earlier=None, **fields):
         context = make_context(tmp_path / name, "propose")
         context.earlier = earlier
-        monkeypatch.setattr(asking, "get_engine", lambda settings, context: engine)
+        monkeypatch.setattr(work, "get_engine", lambda settings, context: engine)
         propose_edits({"ingest": ingest}, config_of(**fields), context)
         return context
 
@@ -342,7 +221,7 @@ def test_captions_may_come_with_the_pictures(ingest, tmp_path, monkeypatch, run)
     folder = make_context(tmp_path / "own", "ingest").out
     folder.write_table("samples/00000.parquet", pa.Table.from_pylist(samples))
     engine = ReplayEngine(lambda r, n: answer(r, n) if is_about(r) != "caption" else pytest.fail("it has one"))
-    monkeypatch.setattr(asking, "get_engine", lambda settings, context: engine)
+    monkeypatch.setattr(work, "get_engine", lambda settings, context: engine)
     propose_edits({"ingest": committed(folder, "ingest")}, config_of(caption_key="text"), context)
     assert {row["src_caption"] for row in rows_of(context, "tuples")} == {SOURCE}
     dead = [(row["sample_id"], row["reason"]) for row in rows_of(context, "dead_letters") if row["edit"] is None]
