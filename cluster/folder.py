@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -110,6 +110,17 @@ class Folder:
     def list(self, suffix: str = "", recursive: bool = False) -> list[str]:
         """Relative names of the files that end with `suffix`, sorted; no temporary or hidden ones."""
         return [name for name in self.sizes(recursive=recursive) if name.endswith(suffix)]
+
+    def tables_with(self, columns: Sequence[str]) -> list[str]:
+        """Relative names of the Parquet tables anywhere below that have these columns, sorted."""
+        import pyarrow.parquet as pq
+
+        found = []
+        for name in self.list(".parquet", recursive=True):
+            with self.open(name) as stream:
+                if set(columns) <= set(pq.ParquetFile(stream).schema_arrow.names):
+                    found.append(name)
+        return found
 
     def subfolders(self) -> list[str]:
         """Names of the folders directly within, sorted; no hidden ones."""

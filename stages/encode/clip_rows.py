@@ -13,7 +13,7 @@ from cluster.config import runtime
 from cluster.dag import Context
 from cluster.errors import UserError, one_line
 from cluster.folder import Folder
-from stages.encode.rows import TEXT_FIELDS, Row, Rows, tables_with
+from stages.encode.rows import TEXT_FIELDS, Row, Rows
 from stages.encode.stage import EncodeConfig, EncodeShard, cropped, run_encoding
 from stages.train.backbones.clip_files import read_clip
 
@@ -52,12 +52,12 @@ def clip_rows(clips: Folder, verified: Folder) -> Rows:
     """
     ok = {
         row["caption_id"]
-        for name in tables_with(verified, ("caption_id", "outcome"))
+        for name in verified.tables_with(("caption_id", "outcome"))
         for row in verified.read_table(name, ["caption_id", "outcome"]).to_pylist()
         if row["outcome"] == "ok"
     }
     rows = []
-    for file in tables_with(clips, CLIP_COLUMNS):
+    for file in clips.tables_with(CLIP_COLUMNS):
         for row in clips.read_table(file, ["caption_id", *TEXT_FIELDS]).to_pylist():
             key = row.pop("caption_id")
             if key in ok:

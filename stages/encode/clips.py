@@ -18,7 +18,7 @@ from cluster.dag import Context
 from cluster.errors import UserError
 from cluster.folder import Folder
 from cluster.shards import name_shards, run_shards
-from stages.encode.rows import TEXT_FIELDS, tables_with
+from stages.encode.rows import TEXT_FIELDS
 from stages.encode.stage import in_batches
 from stages.train.backbones.models import Device, Dtype, model_sources, resolved_device, resolved_model
 
@@ -88,7 +88,7 @@ def make_clips(inputs: Mapping[str, Artifact], config: ClipsConfig, context: Con
 def ok_prompts(folder: Folder) -> dict[str, dict[str, Any]]:
     """The rows of prompts that are ok, by caption_id. Raises UserError if there is none, or one twice."""
     prompts: dict[str, dict[str, Any]] = {}
-    for name in tables_with(folder, PROMPT_COLUMNS):
+    for name in folder.tables_with(PROMPT_COLUMNS):
         for row in folder.read_table(name, list(PROMPT_COLUMNS)).to_pylist():
             if row["outcome"] == "ok":
                 if row["caption_id"] in prompts:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-import pyarrow.parquet as pq
-
 from cluster.errors import UserError
 from cluster.folder import Folder
 
@@ -40,7 +38,7 @@ def pair_rows(folder: Folder, texts: Sequence[str]) -> Rows:
     """The pairs of a folder, with these of their texts. Raises UserError if no table of it has what is needed."""
     images = {"source": "source_image", "target": "target_image"}
     columns = ("pair_id", *texts, *images.values())
-    files = tables_with(folder, columns)
+    files = folder.tables_with(columns)
     if not files:
         raise UserError(f"{folder.url} holds no table with the columns {', '.join(columns)}.")
     rows = [
@@ -60,14 +58,14 @@ def tuple_rows(samples: Folder, tuples: Folder) -> Rows:
     """
     tuples_of: dict[str, list[tuple[dict, dict]]] = {}
     columns = ("sample_id", "outcome", *TEXT_FIELDS, *LABEL_FIELDS)
-    for file in tables_with(tuples, columns):
+    for file in tuples.tables_with(columns):
         for row in tuples.read_table(file, list(columns)).to_pylist():
             if row["outcome"] == "ok":
                 texts = {name: row[name] for name in TEXT_FIELDS} | {"nothing": NOTHING}
                 labels = {name: row[name] for name in LABEL_FIELDS}
                 tuples_of.setdefault(row["sample_id"], []).append((texts, labels))
     rows = []
-    for file in tables_with(samples, ("sample_id", "outcome", "image")):
+    for file in samples.tables_with(("sample_id", "outcome", "image")):
         for sample in samples.read_table(file, ["sample_id", "outcome"]).to_pylist():
             sample_id = sample["sample_id"]
             if sample["outcome"] == "ok":
@@ -79,13 +77,3 @@ def tuple_rows(samples: Folder, tuples: Folder) -> Rows:
             f"sample in {samples.url}. Make both anew with --from ingest."
         )
     return Rows(samples, "sample_id", {"source": "image"}, rows)
-
-
-def tables_with(folder: Folder, columns: Sequence[str]) -> list[str]:
-    """The folder's tables that have these columns."""
-    found = []
-    for name in folder.list(".parquet", recursive=True):
-        with folder.open(name) as stream:
-            if set(columns) <= set(pq.ParquetFile(stream).schema_arrow.names):
-                found.append(name)
-    return found

@@ -12,7 +12,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cluster import record
 from cluster.artifacts import Artifact, read_artifact
@@ -189,15 +188,6 @@ def _nodes(inputs: Mapping[str, Artifact], run: record.RunRecord | None, root: s
     return nodes
 
 
-def _tables_with(folder: Folder, columns: Sequence[str]) -> list[str]:
-    names = []
-    for name in folder.list(".parquet", recursive=True):
-        with folder.open(name) as stream:
-            if set(columns) <= set(pq.ParquetFile(stream).schema_arrow.names):
-                names.append(name)
-    return names
-
-
 def choose_items(scores: Sequence[Mapping[str, Any]], num_items: int) -> list[str]:
     """Items for the gallery: as many of each edit type, in the order of their ids, whatever their scores."""
     by_type: dict[str, list[str]] = {}
@@ -218,7 +208,7 @@ def _gallery(
     items: dict[str, dict[str, Any]] = {}
     images: dict[tuple[str, str], bytes] = {}
     for artifact in inputs.values():
-        for name in _tables_with(artifact.folder, ("item_id", "image")):
+        for name in artifact.folder.tables_with(("item_id", "image")):
             columns = artifact.folder.read_table(name, ["item_id"])["item_id"].to_pylist()
             if not set(columns) & set(chosen):
                 continue
@@ -282,7 +272,7 @@ def _problems(
     problems = []
     for stage, artifact in inputs.items():
         counts: collections.Counter[tuple[str, str]] = collections.Counter()
-        for name in _tables_with(artifact.folder, ("outcome", "reason")):
+        for name in artifact.folder.tables_with(("outcome", "reason")):
             for row in artifact.folder.read_table(name, ["outcome", "reason"]).to_pylist():
                 if row["outcome"] != "ok":
                     counts[row["outcome"], (row["reason"] or "no reason given").split(":")[0]] += 1

@@ -42,6 +42,13 @@ def test_lists_relative_names_without_temporary_and_hidden_ones(folder: Folder):
     assert ".lease.json" in folder.sizes(hidden=True)
 
 
+def test_tables_are_found_by_their_columns(folder: Folder):
+    for name, columns in {"a.parquet": ("x",), "deep/b.parquet": ("x", "y"), "c.parquet": ("y", "x", "z")}.items():
+        folder.write_table(name, pa.table({column: [1] for column in columns}))
+    folder.write_text("d.json", "{}")
+    assert folder.tables_with(("x", "y")) == ["c.parquet", "deep/b.parquet"]
+
+
 def test_a_folder_that_is_not_there_is_empty(folder: Folder):
     assert folder.list() == [] and folder.subfolders() == [] and folder.sizes() == {}
     folder.remove("nothing")
