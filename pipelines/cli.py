@@ -3,6 +3,7 @@
 import argparse
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from cluster.plan import MissingInputs, Planned, Selection, make_plan
 from cluster.run import Run, RunSettings
 from pipelines.show import Live, final_table, plan_table, results_table, table
 
+WIDTH = 160  # of what is written to a file instead of a terminal, in characters
 PROFILES = Path(__file__).resolve().parent / "profiles"
 
 
@@ -143,7 +145,7 @@ def _refuse_unused(arguments: argparse.Namespace, every_stage: Sequence[Stage], 
 def _print_end(plan: Sequence[Planned], summary: dict[str, Any], root: Folder, run: Run) -> None:
     print(f"\n{final_table(summary)}")
     if summary["results"]:
-        print(f"\n{results_table(summary['results'])}")
+        print(f"\n{results_table(summary['results'], shutil.get_terminal_size((WIDTH, 24)).columns)}")
     needed = {need for planned in plan for need in planned.stage.needs}
     print()
     for planned in plan:

@@ -1,5 +1,6 @@
 """Plans, runs and progress as text, for the terminal of the run and for every other that watches it."""
 
+import itertools
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -135,14 +136,26 @@ def final_table(summary: Mapping[str, Any]) -> str:
     return table(rows)
 
 
-def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Methods by the metrics that any of them has."""
+def results_table(results: Mapping[str, Mapping[str, Any]], width: int) -> str:
+    """Methods by the metrics that any of them has, as many as `width` has room for; those whose names share what
+    stands before a slash in a table of their own.
+    """
+    groups: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for method, values in results.items():
+        groups.setdefault(method.rpartition("/")[0], {})[method] = values
+    return "\n\n".join(_group_table(group, width) for group in groups.values())
+
+
+def _group_table(results: Mapping[str, Mapping[str, Any]], width: int) -> str:
     found = (metric for values in results.values() for metric, value in values.items() if value is not None)
     metrics = list(dict.fromkeys(found))
-    rows = [("method", *metrics)]
-    for method, values in results.items():
-        rows.append((method, *(_number(values.get(metric)) for metric in metrics)))
-    return table(rows)
+    columns = [("method", *results)]
+    columns += [(metric, *(_number(values.get(metric)) for values in results.values())) for metric in metrics]
+    ends = itertools.accumulate(max(map(len, column)) + 2 for column in columns)  # two spaces between
+    num_shown = max(2, sum(end - 2 <= width for end in ends))
+    text = table(list(zip(*columns[:num_shown], strict=True)))
+    num_left = len(columns) - num_shown
+    return f"{text}\nand {num_left} more: {', '.join(metrics[num_shown - 1 :])}" if num_left > 0 else text
 
 
 def _number(value: Any) -> str:

@@ -259,9 +259,19 @@ def write_run(root: Folder, **changes) -> RunRecord:
 
 
 def test_the_results_have_a_column_for_each_metric_that_some_method_has():
-    found = results_table({"byg": {"judge": 8.25, "dino": None, "num_items": 3}, "copy": {"judge": None, "dino": None}})
+    results = {"byg": {"judge": 8.25, "dino": None, "num_items": 3}, "copy": {"judge": None, "dino": None}}
+    found = results_table(results, width=100)
     head, _, byg, copy = (line.split() for line in found.splitlines())
     assert (head, byg, copy) == (["method", "judge", "num_items"], ["byg", "8.25", "3"], ["copy"])
+
+
+def test_each_kind_of_items_has_its_own_table_as_wide_as_the_terminal():
+    results = {"byg": {"right": 0.5, "judge": 8.25, "num_items": 3}, "video/byg": {"frames": 0.25}}
+    pictures, clips = results_table(results, width=20).split("\n\n")
+    assert pictures.splitlines()[0].split() == ["method", "right", "judge"] and len(pictures.splitlines()[0]) == 20
+    assert pictures.splitlines()[-1] == "and 1 more: num_items"
+    assert [line.split() for line in clips.splitlines()[::2]] == [["method", "frames"], ["video/byg", "0.25"]]
+    assert results_table(results, width=3).splitlines()[0].split() == ["method", "right"]  # one figure always
 
 
 def test_status_shows_progress_rate_and_time_left(tmp_path, capsys):
